@@ -1,0 +1,91 @@
+"""Order and identity of voxel coordinates: one int64 key per row, over the rows' own bounding box.
+
+A key keeps the lexicographic order of (batch, x, y, z), needs no fixed bit widths and makes a
+neighbour a constant difference, because the box has a border as wide as the caller asks for.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LIMIT = 2**63
+
+
+@dataclass(frozen=True)
+class KeySpace:
+    """A box of cells whose cells are numbered in lexicographic order.
+
+    Attributes:
+        low: the least legal coordinate of each column of coords (batch, x, y[, z]).
+        extent: the number of cells along each column.
+    """
+
+    low: tuple[int, ...]
+    extent: tuple[int, ...]
+
+    @classmethod
+    def around(cls, *coords: Tensor, border: int = 0) -> "KeySpace":
+        """The box around all rows of ``coords`` ([N, 1+D] each), ``border`` cells wider on each side.
+
+        Raises:
+            ValueError: the box has 2**63 cells or more, so that keys would overflow.
+        """
+        filled = [c for c in coords if len(c)]
+        columns = coords[0].shape[1]
+        if not filled:
+            return cls((0,) * columns, (1,) * columns)
+        low = torch.stack([c.amin(0) for c in filled]).amin(0).tolist()
+        high = torch.stack([c.amax(0) for c in filled]).amax(0).tolist()
+        borders = [0] + [border] * (columns - 1)
+        low = [value - b for value, b in zip(low, borders)]
+        extent = [value + b - least + 1 for value, b, least in zip(high, borders, low)]
+        cells = 1
+        for size in extent:
+            cells *= size
+        if cells >= _LIMIT:
+            names = ["batch", "x", "y", "z"]
+            axis = max(range(columns), key=lambda a: extent[a])
+            joined = torch.cat(filled)
+            row = joined[int(joined[:, axis].abs().argmax())].tolist()
+            raise ValueError(
+                f"voxel coordinates span {' x '.join(map(str, extent))} cells (batch, x, y, z), which "
+                f"does not fit a 64-bit key; voxel {tuple(row)} stretches {names[axis]}. Remove far "
+                "outliers (crop the points to a range) or use larger voxels."
+            )
+        return cls(tuple(low), tuple(extent))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Key difference of one step along each column."""
+        strides = [1]
+        for size in reversed(self.extent[1:]):
+            strides.append(strides[-1] * size)
+        return tuple(reversed(strides))
+
+    def contains(self, coords: Tensor) -> Tensor:
+        """Mask [N] of the rows of ``coords`` inside the box."""
+        low, extent = (coords.new_tensor(v, dtype=torch.int64) for v in (self.low, self.extent))
+        shifted = coords.long() - low
+        return ((shifted >= 0) & (shifted < extent)).all(1)
+
+    def keys(self, coords: Tensor) -> Tensor:
+        """Keys [N] int64 of rows that lie inside the box (not checked)."""
+        low, strides = (coords.new_tensor(v, dtype=torch.int64) for v in (self.low, self.strides))
+        return ((coords.long() - low) * strides).sum(1)
+
+    def coords(self, keys: Tensor) -> Tensor:
+        """Coordinates [N, 1+D] int32 of ``keys`` [N] int64."""
+        columns = []
+        for stride, size, least in zip(self.strides, self.extent, self.low):
+            columns.append(torch.div(keys, stride, rounding_mode="floor") % size + least)
+        return torch.stack(columns, 1).int()
+
+
+def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
+    """Row [M] int64 of each ``wanted`` [M] key in ``sorted_keys`` [N] (ascending, unique); -1 if absent."""
+    if not len(sorted_keys):
+        return torch.full_like(wanted, -1)
+    rows = torch.searchsorted(sorted_keys, wanted)
+    rows = rows.clamp_(max=len(sorted_keys) - 1)
+    return torch.where(sorted_keys[rows] == wanted, rows, -1)

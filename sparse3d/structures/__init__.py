@@ -1,0 +1,19 @@
+"""What flows through the toolkit: data with named fields, no learning."""
+
+from .boxes import Boxes, wrap_angle
+from .cameras import Camera
+from .sample import Batch, Detections, Sample, collate
+from .voxels import IndexCache, SparseVoxels, VoxelGrid
+
+__all__ = [
+    "Batch",
+    "Boxes",
+    "Camera",
+    "Detections",
+    "IndexCache",
+    "Sample",
+    "SparseVoxels",
+    "VoxelGrid",
+    "collate",
+    "wrap_angle",
+]

@@ -1,0 +1,124 @@
+"""Sample: one scene as a data set gives it. Batch: several, as a model takes them. Detections: out."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .boxes import Boxes
+
+
+@dataclass
+class Sample:
+    """One scene. What a data set does not have stays None.
+
+    Attributes:
+        points: [P, C] float32: x, y, z in metres, then what the data set names in ``meta['columns']``
+            (intensity in 0..1, time lag in seconds).
+        boxes: the true boxes.
+        labels: [N] int64 class of each box, an index into the data set's class names; -1: to ignore.
+        names: class name of each box, before the choice of classes.
+        cameras: cameras of the scene by name.
+        images: image of each camera by name, uint8 [H, W, 3] RGB.
+        text: a sentence.
+        flow: [P, 3] motion of each point, metres.
+        meta: plain data: 'sample_id', 'lidar_path', and what evaluation needs.
+    """
+
+    points: Tensor
+    boxes: Boxes | None = None
+    labels: Tensor | None = None
+    names: list[str] | None = None
+    cameras: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
+    text: str | None = None
+    flow: Tensor | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sample_id(self) -> str:
+        return str(self.meta.get("sample_id", "unnamed"))
+
+    def to(self, device: str | torch.device) -> "Sample":
+        """The sample with points, boxes, labels and flow on ``device``."""
+        moved = {
+            name: value.to(device)
+            for name in ("points", "boxes", "labels", "flow")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+
+@dataclass
+class Batch:
+    """Several samples."""
+
+    samples: list[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def points(self) -> Tensor:
+        """[sum P, C] points of all samples, one after the other."""
+        return torch.cat([sample.points for sample in self.samples])
+
+    @property
+    def batch_index(self) -> Tensor:
+        """[sum P] int64, the sample of each point."""
+        counts = torch.tensor([len(sample.points) for sample in self.samples])
+        index = torch.repeat_interleave(torch.arange(len(self)), counts)
+        return index.to(self.samples[0].points.device)
+
+    @property
+    def boxes(self) -> list[Boxes]:
+        return [sample.boxes for sample in self.samples]
+
+    @property
+    def labels(self) -> list[Tensor]:
+        return [sample.labels for sample in self.samples]
+
+    def to(self, device: str | torch.device) -> "Batch":
+        return Batch([sample.to(device) for sample in self.samples])
+
+
+def collate(samples: list[Sample]) -> dict[str, Batch]:
+    """The DataLoader's collate function: {'batch': Batch}, the keyword a model's forward takes."""
+    return {"batch": Batch(list(samples))}
+
+
+@dataclass
+class Detections:
+    """Boxes found in one scene, by falling score.
+
+    Attributes:
+        boxes: [N] boxes.
+        scores: [N] float in 0..1.
+        labels: [N] int64 index into the class names.
+        sample: the scene they were found in (points, truth, meta), for evaluation and pictures.
+    """
+
+    boxes: Boxes
+    scores: Tensor
+    labels: Tensor
+    sample: Sample | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to(self, device: str | torch.device) -> "Detections":
+        return replace(
+            self,
+            boxes=self.boxes.to(device),
+            scores=self.scores.to(device),
+            labels=self.labels.to(device),
+            sample=None if self.sample is None else self.sample.to(device),
+        )
+
+    def above(self, score: float) -> "Detections":
+        """Those with a score of at least ``score``."""
+        keep = self.scores >= score
+        return replace(
+            self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep]
+        )
