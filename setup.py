@@ -59,7 +59,8 @@ setup(
     extras_require={
         "view": ["open3d-cpu"],
         "cuda": ["spconv-cu120==2.3.6", "gsplat==1.5.3"],
-        "test": ["pytest", "hypothesis", "ruff"],
+        "peers": ["spconv-cu120==2.3.6"],  # compared with on CPU by tests and benchmarks
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
     cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
 )
