@@ -1,0 +1,198 @@
+"""What every data set of points shares: classes, seeding, transforms and care for bad files."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sparse3d.registry import TRANSFORMS
+from sparse3d.structures import Sample
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+class PointDataset(Dataset):
+    """Samples by index; a subclass says how many there are and loads one.
+
+    The random numbers of a sample come from (seed, epoch, index) alone, so that a resumed training
+    and any number of loader workers see the same. The engine calls ``set_epoch`` before each epoch.
+
+    A subclass defines ``__len__`` and ``load``, and the class attributes ``name`` and ``columns``.
+    """
+
+    name = "points"
+    columns: tuple[str, ...] = ("x", "y", "z", "intensity")
+
+    def __init__(
+        self,
+        data_root: str | Path,
+        class_names: Sequence[str],
+        point_range: Sequence[float] | None = None,
+        transforms: Sequence[dict | Transform] = (),
+        seed: int = 0,
+        class_map: dict[str, str] | None = None,
+        keep_ignored: bool = False,
+    ):
+        """Args:
+            data_root: folder of the data set.
+            class_names: classes in the order of the labels.
+            point_range: (x0, y0, z0, x1, y1, z1) metres; after the transforms, points outside and
+                boxes with their centre outside are dropped. None: everything stays.
+            transforms: applied in this order; configs or callables of (sample, generator).
+            seed: of every random number drawn for a sample.
+            class_map: class name of the files -> one of ``class_names``, where they differ.
+            keep_ignored: keep boxes of other classes with label -1 instead of dropping them.
+
+        Raises:
+            FileNotFoundError: ``data_root`` is no folder.
+            ValueError: ``class_names`` is empty or repeats a name, or ``seed`` is negative.
+        """
+        self.data_root = Path(data_root)
+        if not self.data_root.is_dir():
+            raise FileNotFoundError(
+                f"data_root {str(data_root)!r} is no folder: put the {self.name} data there, or "
+                "correct data_root in the config"
+            )
+        if not class_names or len(set(class_names)) < len(class_names):
+            raise ValueError(f"class_names is {list(class_names)}; at least one, each once")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
+        self.class_names = list(class_names)
+        self.point_range = None if point_range is None else tuple(map(float, point_range))
+        self.seed = seed
+        self.class_map = class_map or {}
+        self.keep_ignored = keep_ignored
+        self.transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms]
+        # In shared memory: loader workers that live through several epochs see a new value too.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """What the engine hands to metrics and visualizers."""
+        return {"dataset": self.name, "class_names": self.class_names, "columns": self.columns}
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random numbers of ``epoch``, and the transforms that still run in it."""
+        self._epoch.fill_(epoch)
+
+    def load(self, index: int, generator: np.random.Generator) -> Sample:
+        """Sample ``index`` as its files have it, with ``names``; labels are set afterwards."""
+        raise TypeError(f"{type(self).__name__} does not define load")
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        generator = np.random.default_rng((self.seed, self.epoch, index))
+        sample = self.label(drop_bad_boxes(drop_bad_points(self.load(index, generator))))
+        for transform in self.transforms:
+            stop = getattr(transform, "stop_epoch", None)
+            if stop is None or self.epoch < stop:
+                sample = transform(sample, generator)
+        return self.finish(sample)
+
+    def class_of(self, name: str) -> int:
+        """Label of a class name of the files, -1 for a class that is not asked for."""
+        name = self.class_map.get(name, name)
+        return self.class_names.index(name) if name in self.class_names else -1
+
+    def label(self, sample: Sample) -> Sample:
+        """The sample with labels from its names; ``meta`` says what columns and labels mean."""
+        meta = {**sample.meta, "columns": list(self.columns), "class_names": self.class_names}
+        if sample.names is None:
+            return replace(sample, meta=meta)
+        labels = torch.tensor([self.class_of(name) for name in sample.names], dtype=torch.int64)
+        return replace(sample, labels=labels, meta=meta)
+
+    def finish(self, sample: Sample) -> Sample:
+        """What lies in range and belongs to a class."""
+        if sample.labels is not None and not self.keep_ignored:
+            sample = select_boxes(sample, sample.labels >= 0)
+        if self.point_range is None:
+            return sample
+        sample = select_points(sample, in_range(sample.points, self.point_range))
+        if sample.boxes is not None:
+            sample = select_boxes(sample, in_range(sample.boxes.centers, self.point_range))
+        return sample
+
+
+def read_points(path: str | Path, columns: int) -> np.ndarray:
+    """Points [P, columns] float32 of a headerless binary file (.bin, .pcd.bin).
+
+    An empty file is an empty cloud, with a warning.
+
+    Raises:
+        ValueError: the size is no whole number of rows: a truncated file or another point width.
+    """
+    size = Path(path).stat().st_size
+    width = 4 * columns
+    if size % width:
+        raise ValueError(
+            f"{path} has {size} bytes, no whole number of rows of {columns} float32 ({width} B):"
+            " the file is truncated (copy it again) or its points have another width"
+        )
+    if size == 0:
+        warnings.warn(f"{path} holds no points", stacklevel=2)
+    return np.fromfile(path, np.float32).reshape(-1, columns)
+
+
+def in_range(positions: Tensor, point_range: Sequence[float]) -> Tensor:
+    """Mask [N] of ``positions`` [N, >=3] in (x0, y0, z0, x1, y1, z1): low end in, high end out."""
+    low, high = positions.new_tensor(point_range[:3]), positions.new_tensor(point_range[3:])
+    return ((positions[:, :3] >= low) & (positions[:, :3] < high)).all(1)
+
+
+def select_points(sample: Sample, keep: Tensor) -> Sample:
+    """The sample with the points (and their flow) at ``keep``: a mask [P] or rows."""
+    flow = None if sample.flow is None else sample.flow[keep]
+    return replace(sample, points=sample.points[keep], flow=flow)
+
+
+def select_boxes(sample: Sample, keep: Tensor) -> Sample:
+    """The sample with the boxes, labels and names where ``keep`` [N] bool is true."""
+    names = sample.names
+    return replace(
+        sample,
+        boxes=sample.boxes[keep],
+        labels=None if sample.labels is None else sample.labels[keep],
+        names=None if names is None else [n for n, k in zip(names, keep.tolist()) if k],
+    )
+
+
+def drop_bad_points(sample: Sample) -> Sample:
+    """Without points that have a NaN or infinite column; one warning says how many."""
+    good = sample.points.isfinite().all(1)
+    if good.all():
+        return sample
+    bad = int((~good).sum())
+    warnings.warn(
+        f"{_origin(sample)}: {bad} of {len(good)} points are NaN or infinite: dropped", stacklevel=2
+    )
+    return select_points(sample, good)
+
+
+def drop_bad_boxes(sample: Sample) -> Sample:
+    """Without boxes of a size that is not positive or not finite; one warning says how many."""
+    if sample.boxes is None:
+        return sample
+    good = sample.boxes.tensor.isfinite().all(1) & (sample.boxes.sizes > 0).all(1)
+    if good.all():
+        return sample
+    warnings.warn(
+        f"{_origin(sample)}: {int((~good).sum())} of {len(good)} boxes have a size that is not "
+        "positive or a number that is not finite: dropped",
+        stacklevel=2,
+    )
+    return select_boxes(sample, good)
+
+
+def _origin(sample: Sample) -> str:
+    return str(sample.meta.get("lidar_path", sample.sample_id))
