@@ -29,6 +29,8 @@ _DSVT: Rules = [
     (r"stage_(\d+)_reduction\.(.*)", r"stages.\1.reduction.\2"),
 ]
 
+LAYOUTS = ("spconv1", "spconv2")
+
 RULES: dict[str, Rules] = {
     "vfe": [*_DYNAMIC_ENCODER],
     "backbone_3d": [*_DSVT],
@@ -37,26 +39,42 @@ RULES: dict[str, Rules] = {
 }
 
 
-def convert_state(role: str, state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+def convert_state(
+    role: str, state: Mapping[str, Tensor], module: nn.Module, layout: str = "auto"
+) -> dict[str, Tensor]:
     """The state dict that ``module`` loads, from a reference ``state`` of one role.
 
     Args:
         role: 'vfe', 'backbone_3d', 'backbone_2d' or 'dense_head'.
         state: tensors under the reference names, without the role's prefix.
         module: ours; it says which names and shapes are wanted.
+        layout: of sparse kernels, 'spconv1', 'spconv2' or 'auto': the one whose shapes fit.
 
     Raises:
-        ValueError: the role is unknown, or names or shapes do not fit; the message lists them.
+        ValueError: the role or layout is unknown, both layouts fit, or names or shapes do not fit;
+            the message lists them.
     """
+    converted = translate_state(role, state, module, layout)
+    _check(role, converted, module.state_dict())
+    return converted
+
+
+def translate_state(
+    role: str, state: Mapping[str, Tensor], module: nn.Module, layout: str = "auto"
+) -> dict[str, Tensor]:
+    """As ``convert_state``, without asking whether the result is all that ``module`` needs."""
     if role not in RULES:
         raise ValueError(f"role is {role!r}; it must be one of {', '.join(RULES)}")
     wanted = module.state_dict()
-    converted = {}
-    for name, tensor in state.items():
-        ours = rename(name, RULES[role])
-        converted[ours] = _layout(tensor, wanted[ours]) if ours in wanted else tensor
-    _check(role, converted, wanted)
-    return converted
+    renamed = {rename(name, RULES[role]): tensor for name, tensor in state.items()}
+    kernels = {
+        name: tensor
+        for name, tensor in renamed.items()
+        if name in wanted and wanted[name].dim() == 3 and tensor.dim() in (4, 5)
+    }
+    layout = _choose_layout(kernels, wanted, layout)
+    renamed.update({name: _kernel(tensor, layout) for name, tensor in kernels.items()})
+    return renamed
 
 
 def rename(name: str, rules: Rules) -> str:
@@ -67,14 +85,41 @@ def rename(name: str, rules: Rules) -> str:
     return name
 
 
-def _layout(tensor: Tensor, wanted: Tensor) -> Tensor:
-    """``tensor``; a sparse kernel [Cout, (kz,) ky, kx, Cin] as [K, Cin, Cout] where that is wanted."""
-    if wanted.dim() != 3 or tensor.dim() not in (4, 5):
-        return tensor
-    if all(size == 1 for size in tensor.shape[1:-1]):
+def _choose_layout(kernels: Mapping[str, Tensor], wanted: Mapping[str, Tensor], layout: str) -> str:
+    """``layout``, or for 'auto' the one that gives all ``kernels`` their wanted shape."""
+    if layout not in ("auto", *LAYOUTS):
+        raise ValueError(f"layout is {layout!r}; it must be one of auto, {', '.join(LAYOUTS)}")
+    if layout != "auto" or not kernels:
+        return layout
+    fitting = [
+        option
+        for option in LAYOUTS
+        if all(
+            _kernel(kernel, option).shape == wanted[name].shape for name, kernel in kernels.items()
+        )
+    ]
+    if len(fitting) > 1:
+        name, kernel = next(iter(kernels.items()))
+        raise ValueError(
+            f"sparse kernels such as {name} {tuple(kernel.shape)} fit the layouts of spconv 1 "
+            "(kz, ky, kx, in, out) and of spconv 2 (out, kz, ky, kx, in): say which by "
+            "layout='spconv1' or layout='spconv2'"
+        )
+    return fitting[0] if fitting else "spconv2"
+
+
+def _kernel(kernel: Tensor, layout: str) -> Tensor:
+    """A sparse ``kernel`` of spconv as ours, [K, Cin, Cout].
+
+    spconv 1 has (kz, ky, kx, Cin, Cout), spconv 2 (Cout, kz, ky, kx, Cin); both x fastest.
+    """
+    if layout == "spconv1":
+        return kernel.reshape(-1, *kernel.shape[-2:])
+    outputs, inputs = kernel.shape[0], kernel.shape[-1]
+    if all(size == 1 for size in kernel.shape[1:-1]):
         # spconv declares a 1x1 kernel (Cout, 1, .., Cin) but reads its memory as (Cin, Cout)
-        return tensor.reshape(1, tensor.shape[-1], tensor.shape[0])
-    return tensor.movedim(0, -1).reshape(-1, tensor.shape[-1], tensor.shape[0])
+        return kernel.reshape(1, inputs, outputs)
+    return kernel.movedim(0, -1).reshape(-1, inputs, outputs)
 
 
 def _check(role: str, converted: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
