@@ -1,5 +1,6 @@
 """What every data set of points shares: classes, seeding, transforms and care for bad files."""
 
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -196,3 +197,27 @@ def drop_bad_boxes(sample: Sample) -> Sample:
 
 def _origin(sample: Sample) -> str:
     return str(sample.meta.get("lidar_path", sample.sample_id))
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Picture [H, W, 3] uint8, RGB.
+
+    Raises:
+        ValueError: the file is missing or no picture.
+    """
+    import cv2
+
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path} cannot be read as a picture: it is missing or damaged")
+    return torch.from_numpy(np.ascontiguousarray(image[..., ::-1]))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of a picture in pixels; of a PNG without decoding it."""
+    with open(path, "rb") as file:
+        head = file.read(24)
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return struct.unpack(">II", head[16:24])
+    height, width = read_image(path).shape[:2]
+    return width, height
