@@ -1,6 +1,6 @@
 """The six registries of the toolkit. A config names a class by its ``type`` in one of them.
 
-Each registry imports its rooms on first use, so that a config works after ``import sparse3d`` alone.
+Each registry imports its rooms on first use: a config works after ``import sparse3d`` alone.
 """
 
 from mmengine.registry import DATASETS as _DATASETS

@@ -26,7 +26,7 @@ class KeySpace:
 
     @classmethod
     def around(cls, *coords: Tensor, border: int = 0) -> "KeySpace":
-        """The box around all rows of ``coords`` ([N, 1+D] each), ``border`` cells wider on each side.
+        """The box around all rows of ``coords`` ([N, 1+D] each), ``border`` cells wider all round.
 
         Raises:
             ValueError: the box has 2**63 cells or more, so that keys would overflow.
@@ -49,9 +49,9 @@ class KeySpace:
             joined = torch.cat(filled)
             row = joined[int(joined[:, axis].abs().argmax())].tolist()
             raise ValueError(
-                f"voxel coordinates span {' x '.join(map(str, extent))} cells (batch, x, y, z), which "
-                f"does not fit a 64-bit key; voxel {tuple(row)} stretches {names[axis]}. Remove far "
-                "outliers (crop the points to a range) or use larger voxels."
+                f"voxel coordinates span {' x '.join(map(str, extent))} cells (batch, x, y, z), "
+                f"which does not fit a 64-bit key; voxel {tuple(row)} stretches {names[axis]}. "
+                "Remove far outliers (crop the points to a range) or use larger voxels."
             )
         return cls(tuple(low), tuple(extent))
 
@@ -83,7 +83,7 @@ class KeySpace:
 
 
 def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
-    """Row [M] int64 of each ``wanted`` [M] key in ``sorted_keys`` [N] (ascending, unique); -1 if absent."""
+    """Row [M] int64 of each ``wanted`` [M] key in ascending unique ``sorted_keys`` [N]; -1: absent."""
     if not len(sorted_keys):
         return torch.full_like(wanted, -1)
     rows = torch.searchsorted(sorted_keys, wanted)

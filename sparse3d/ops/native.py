@@ -38,7 +38,8 @@ def call(name: str, *arguments: Tensor | int | float | None) -> int:
     """Calls C function ``name`` and returns its int64 result (0, or what the function defines).
 
     A tensor is passed as the pointer to its data and must be a contiguous CPU tensor: checked here,
-    because ctypes checks nothing. Integers are passed as int64, floats as double, None as a null pointer.
+    because ctypes checks nothing. Integers are passed as int64, floats as double, None as a null
+    pointer.
     """
     function = getattr(library(), name)
     function.restype = ctypes.c_int64
@@ -50,7 +51,8 @@ def _argument(name: str, position: int, value: Tensor | int | float | None):
         if value.device.type != "cpu" or not value.is_contiguous():
             raise ValueError(
                 f"{name}: argument {position} is a {value.device.type} tensor of shape "
-                f"{tuple(value.shape)} and strides {value.stride()}; a contiguous CPU tensor is needed"
+                f"{tuple(value.shape)} and strides {value.stride()}; "
+                "a contiguous CPU tensor is needed"
             )
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, float):
@@ -66,5 +68,5 @@ def threads() -> int:
 
 
 def cpu_level() -> str:
-    """$SPARSE3D_ISA if set, for tests: 'avx512', 'avx2' or 'plain'; kernels choose by themselves else."""
+    """$SPARSE3D_ISA, for tests: 'avx512', 'avx2' or 'plain'; empty: kernels choose."""
     return os.environ.get("SPARSE3D_ISA", "")

@@ -63,17 +63,31 @@ def build(folder: Path) -> Path:
     headers = sorted(SOURCES.glob("*.h"))
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        jobs = [(source, Path(scratch) / f"{source.stem}.o") for source in sorted(SOURCES.glob("*.cpp"))]
+        jobs = [
+            (source, Path(scratch) / f"{source.stem}.o") for source in sorted(SOURCES.glob("*.cpp"))
+        ]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: _compile(cxx, *job, headers), jobs))
         linked = Path(scratch) / "linked.so"
-        _run([cxx, *FLAGS, *extra_flags(), "-shared", "-o", str(linked), *(str(obj) for _, obj in jobs)])
+        _run(
+            [
+                cxx,
+                *FLAGS,
+                *extra_flags(),
+                "-shared",
+                "-o",
+                str(linked),
+                *(str(obj) for _, obj in jobs),
+            ]
+        )
         os.replace(linked, target)
     return target
 
 
 def _compile(cxx: str, source: Path, target: Path, headers: list[Path]) -> None:
-    cached = cache_folder() / "objects" / f"{source.stem}-{_digest([source, *headers], extra_flags())}.o"
+    cached = (
+        cache_folder() / "objects" / f"{source.stem}-{_digest([source, *headers], extra_flags())}.o"
+    )
     if cached.exists():
         shutil.copyfile(cached, target)
         return

@@ -27,8 +27,8 @@ class Boxes:
     def __post_init__(self):
         if self.tensor.dim() != 2 or self.tensor.shape[1] not in (7, 9):
             raise ValueError(
-                f"boxes have shape {tuple(self.tensor.shape)}; [N, 7] (x, y, z, dx, dy, dz, yaw) or "
-                "[N, 9] (with vx, vy) is needed"
+                f"boxes have shape {tuple(self.tensor.shape)}; [N, 7] (x, y, z, dx, dy, dz, yaw) "
+                "or [N, 9] (with vx, vy) is needed"
             )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Sample: one scene as a data set gives it. Batch: several, as a model takes them. Detections: out."""
+"""Sample: one scene as a data set gives it. Batch: several. Detections: what was found in one."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,10 +14,10 @@ class Sample:
     """One scene. What a data set does not have stays None.
 
     Attributes:
-        points: [P, C] float32: x, y, z in metres, then what the data set names in ``meta['columns']``
-            (intensity in 0..1, time lag in seconds).
+        points: [P, C] float32: x, y, z in metres, then what the data set names in
+            ``meta['columns']`` (intensity in 0..1, time lag in seconds).
         boxes: the true boxes.
-        labels: [N] int64 class of each box, an index into the data set's class names; -1: to ignore.
+        labels: [N] int64 class of each box, an index into the class names; -1: to ignore.
         names: class name of each box, before the choice of classes.
         cameras: cameras of the scene by name.
         images: image of each camera by name, uint8 [H, W, 3] RGB.

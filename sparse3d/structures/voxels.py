@@ -42,7 +42,7 @@ class VoxelGrid:
         """The grid that fills ``point_range`` (x0, y0, z0, x1, y1, z1) in metres.
 
         Raises:
-            ValueError: a side is empty or no whole number of voxels; names the nearest range that is.
+            ValueError: a side is empty or no whole number of voxels; names the nearest that is.
         """
         dims = len(voxel_size)
         low, high = point_range[:dims], point_range[dims:]
@@ -54,8 +54,8 @@ class VoxelGrid:
             shape.append(whole if abs(cells - whole) < 1e-3 else 0)
         if not all(shape):
             raise ValueError(
-                f"point_range {list(point_range)} is no whole number of voxels of {list(voxel_size)} m; "
-                f"the nearest range that is: {suggestion}"
+                f"point_range {list(point_range)} is no whole number of voxels of "
+                f"{list(voxel_size)} m; the nearest range that is: {suggestion}"
             )
         return cls(tuple(map(float, voxel_size)), tuple(map(float, low)), tuple(shape))
 
@@ -71,8 +71,8 @@ class VoxelGrid:
 class IndexCache:
     """What has been computed for one set of coordinates: kernel maps, window sets, key tables.
 
-    Write-once: ``get`` computes a missing entry and never changes one that is there. Every tensor with
-    the same coordinates shares the cache, so a layer pays only once per topology.
+    Write-once: ``get`` computes a missing entry and never changes one that is there. Every tensor
+    with the same coordinates shares the cache, so a layer pays only once per topology.
     """
 
     def __init__(self):
@@ -196,7 +196,7 @@ class SparseVoxels:
             batch_size: number of samples.
             stride: base cells per cell; all ones if None.
             shape: present cells per axis; ``grid.shape`` if None and the stride is one.
-            duplicates: 'error', 'first', 'mean', 'sum' or 'max' where a cell is given more than once.
+            duplicates: 'error', 'first', 'mean', 'sum' or 'max' where a cell is given twice.
 
         Returns:
             The voxels, and [N] int64, the row in them of each given row.
@@ -231,7 +231,9 @@ class SparseVoxels:
         return voxels, inverse
 
     @classmethod
-    def from_dense(cls, dense: Tensor, grid: VoxelGrid, keep: Tensor | None = None) -> "SparseVoxels":
+    def from_dense(
+        cls, dense: Tensor, grid: VoxelGrid, keep: Tensor | None = None
+    ) -> "SparseVoxels":
         """Cells of ``dense`` [B, C, Z, Y, X] (or [B, C, Y, X]) with a nonzero channel.
 
         Args:
@@ -241,7 +243,9 @@ class SparseVoxels:
         """
         dims = dense.dim() - 2
         mask = (dense != 0).any(1) if keep is None else keep
-        mask = mask.permute(0, *range(dims, 0, -1))  # to (batch, x, y, z): nonzero is then in key order
+        mask = mask.permute(
+            0, *range(dims, 0, -1)
+        )  # to (batch, x, y, z): nonzero is then in key order
         coords = mask.nonzero()
         values = dense.permute(0, *range(dims + 1, 1, -1), 1)[mask]
         shape = tuple(dense.shape[:1:-1])
@@ -283,8 +287,8 @@ class SparseVoxels:
         for other in others:
             if not self.same_cells(other):
                 raise ValueError(
-                    f"cannot concatenate voxels of different cells ({len(self)} and {len(other)} rows); "
-                    "use union() to add them, or lookup() to align them"
+                    f"cannot concatenate voxels of different cells ({len(self)} and {len(other)} "
+                    "rows); use union() to add them, or lookup() to align them"
                 )
         return self.replace(torch.cat([self.features, *(o.features for o in others)], 1))
 
@@ -316,7 +320,8 @@ class SparseVoxels:
         for name in ("stride", "channels", "batch_size"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(
-                    f"cannot unite voxels of {name} {getattr(self, name)} and {getattr(other, name)}"
+                    f"cannot unite voxels of {name} {getattr(self, name)} "
+                    f"and {getattr(other, name)}"
                 )
         if self.same_cells(other):
             return self.replace(self.features + other.features)
@@ -369,11 +374,13 @@ class SparseVoxels:
                 "an unbounded grid has no dense array: give the grid a shape (VoxelGrid.from_range)"
             )
         out = self.features.new_zeros(self.batch_size, *self.shape[::-1], self.channels)
-        out = out.index_put(tuple(self.coords[:, i].long() for i in (0, *range(self.dims, 0, -1))), self.features)
+        out = out.index_put(
+            tuple(self.coords[:, i].long() for i in (0, *range(self.dims, 0, -1))), self.features
+        )
         return out.movedim(-1, 1)
 
     def lookup(self, coords: Tensor) -> Tensor:
-        """Rows [M] int64 of foreign ``coords`` [M, 1+D] in cells of this stride; -1 where no voxel is."""
+        """Rows [M] int64 of foreign ``coords`` [M, 1+D], in cells of this stride; -1: no voxel."""
         space, keys = self._keys()
         inside = space.contains(coords)
         rows = torch.full((len(coords),), -1, dtype=torch.int64, device=coords.device)
@@ -415,8 +422,8 @@ def _check_rows(coords: Tensor, batch_size: int, shape: tuple[int, ...] | None) 
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"row {row} of coords is {tuple(coords[row].tolist())}: its batch {int(coords[row, 0])} "
-            f"is outside [0, {batch_size})"
+            f"row {row} of coords is {tuple(coords[row].tolist())}: its batch "
+            f"{int(coords[row, 0])} is outside [0, {batch_size})"
         )
     if shape is not None:
         cells = coords[:, 1:]
@@ -424,8 +431,9 @@ def _check_rows(coords: Tensor, batch_size: int, shape: tuple[int, ...] | None) 
         if wrong.any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
-                f"row {row} of coords is {tuple(coords[row].tolist())}: its cell is outside the grid "
-                f"of {' x '.join(map(str, shape))} cells; drop such rows or use an unbounded grid"
+                f"row {row} of coords is {tuple(coords[row].tolist())}: its cell is outside the "
+                f"grid of {' x '.join(map(str, shape))} cells; drop such rows or use an "
+                "unbounded grid"
             )
 
 
