@@ -20,7 +20,7 @@ def native_build():
 
 
 class BuildPy(build_py):
-    """Copies the package and compiles the kernels into it; goes on without a compiler, saying so."""
+    """Copies the package and compiles the kernels into it; warns without a compiler."""
 
     def run(self):
         super().run()

@@ -83,7 +83,7 @@ class KeySpace:
 
 
 def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
-    """Row [M] int64 of each ``wanted`` [M] key in ascending unique ``sorted_keys`` [N]; -1: absent."""
+    """Row [M] int64 of each ``wanted`` [M] key in ``sorted_keys`` [N] (ascending, unique); -1: no."""
     if not len(sorted_keys):
         return torch.full_like(wanted, -1)
     rows = torch.searchsorted(sorted_keys, wanted)
