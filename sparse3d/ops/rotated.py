@@ -1,7 +1,7 @@
 """Oriented boxes: overlap seen from above, IoU, non-maximum suppression, points inside.
 
 A box is (x, y, z of the centre, dx, dy, dz, yaw). Everything is computed in float64 and returned in
-the type of the boxes. None of it has a gradient: an IoU here is a target or a measure, never a loss.
+the type of the boxes. None of it has a gradient: an IoU here is a target or a measure, not a loss.
 """
 
 import torch

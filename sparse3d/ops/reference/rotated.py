@@ -17,9 +17,9 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     """Common area [...] in m^2 of rectangles ``a`` and ``b`` [..., 6] (see ``prepare``).
 
     In the frame of ``a`` the other rectangle is a quadrilateral with the boundary (x(t), y(t)). The
-    part of it inside ``a`` has, at each x, the length clamp(top) - clamp(bottom), so that the common
-    area is the line integral of -clamp(y) dx over the boundary, with x clamped too. No polygon is
-    built, and an edge that (nearly) lies on another does no harm: the integrand is continuous.
+    part of it inside ``a`` has, at each x, the length clamp(top) - clamp(bottom), so that the area
+    in common is the line integral of -clamp(y) dx over the boundary, with x clamped too. No polygon
+    is built, and an edge that (nearly) lies on another does no harm: the integrand is continuous.
     """
     ax, ay, ahx, ahy, acos, asin = a.unbind(-1)
     bx, by, bhx, bhy, bcos, bsin = b.unbind(-1)
