@@ -85,8 +85,8 @@ def read_labels(path: str | Path) -> Labels:
 
     Returns:
         name [n]; truncated [n]; occluded [n]; alpha [n] radians; bbox [n, 4] pixels (left, top,
-        right, bottom); dimensions [n, 3] metres (l, h, w); location [n, 3] metres, bottom centre in the
-        rectified camera frame; rotation_y [n] radians; score [n] where the file has it.
+        right, bottom); dimensions [n, 3] metres (l, h, w); location [n, 3] metres, bottom centre in
+        the rectified camera frame; rotation_y [n] radians; score [n] where the file has it.
 
     Raises:
         ValueError: a line has not 15 or 16 values.
@@ -226,9 +226,10 @@ class KittiDataset(PointDataset):
     """KITTI object frames: the official folders, or a bare folder of the same parts.
 
     Official: ``training`` and ``testing``, each with velodyne, calib, image_2 and (training)
-    label_2, and ImageSets with a list of frames per split. Bare: those parts right in ``data_root``;
-    points may also be cropped to the picture (velodyne_fov), and calibration and labels may come
-    from a JSON info file of mmdet3d. A frame without labels has ``boxes`` None; one without calibration only points.
+    label_2, and ImageSets with a list of frames per split. Bare: those parts in ``data_root``
+    itself; points may also be cropped to the picture (velodyne_fov), and calibration and labels
+    may come from a JSON info file of mmdet3d. A frame without labels has ``boxes`` None; one
+    without calibration only points.
 
     ``meta`` has P2, R0_rect, Tr_velo_to_cam, image_size (width, height), image_path (or None) and
     'kitti': the labels as ``read_labels`` gives them, DontCare included, with their 'difficulty'.
