@@ -1,0 +1,163 @@
+"""Sparse convolution over a kernel map, with gradients.
+
+    y[o] = bias + sum over k of x[table[k, o]] @ weight[k]       (no input: no term)
+
+Down, up and submanifold convolutions are this one function with another table. The gradient by x
+is the same convolution with the reversed table and transposed weights.
+"""
+
+import torch
+from torch import Tensor
+
+from . import backend
+from .reference import conv as reference
+
+
+def sparse_conv(
+    features: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    reverse: Tensor | None,
+    bias: Tensor | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """Convolves rows of features over a kernel map.
+
+    Half precision is summed in float32. To go up the triples of a map that leads down, swap
+    ``table`` and ``reverse``.
+
+    Args:
+        features: [N, Cin] float.
+        weight: [K, Cin / groups, Cout], offsets with x fastest.
+        table: [K, M] int32, the input row for each offset and output row, -1 where none.
+        reverse: [K, N] int32, the output row for each offset and input row; None when no gradient
+            is needed.
+        bias: [Cout].
+        groups: channel groups that do not mix; must divide Cin and Cout.
+
+    Returns:
+        [M, Cout] in the dtype of ``features``.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit each other.
+    """
+    _check(features, weight, table, reverse, groups)
+    dtype = torch.promote_types(features.dtype, weight.dtype)
+    if dtype.itemsize < 4:
+        dtype = torch.float32
+    bias = None if bias is None else bias.to(dtype)
+    out = _sparse_conv(features.to(dtype), weight.to(dtype), bias, table, reverse, groups)
+    return out.to(features.dtype)
+
+
+@torch.library.custom_op("sparse3d::sparse_conv", mutates_args=())
+def _sparse_conv(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    reverse: Tensor | None,
+    groups: int,
+) -> Tensor:
+    forward = backend.choose(SPARSE_CONV, features)
+    return forward(features.contiguous(), weight.contiguous(), bias, table.contiguous(), groups)
+
+
+@_sparse_conv.register_fake
+def _(features, weight, bias, table, reverse, groups):
+    return features.new_empty(table.shape[1], weight.shape[2])
+
+
+@torch.library.custom_op("sparse3d::sparse_conv_weight_grad", mutates_args=())
+def _weight_grad(
+    features: Tensor, grad: Tensor, table: Tensor, reverse: Tensor, groups: int
+) -> Tensor:
+    kernel = backend.choose(WEIGHT_GRAD, features)
+    return kernel(features.contiguous(), grad.contiguous(), table.contiguous(), groups)
+
+
+@_weight_grad.register_fake
+def _(features, grad, table, reverse, groups):
+    return features.new_empty(len(table), features.shape[1] // groups, grad.shape[1])
+
+
+def _setup(ctx, inputs, output):
+    features, weight, bias, table, reverse, ctx.groups = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(features, weight, table, reverse)
+
+
+def _backward(ctx, grad):
+    features, weight, table, reverse = ctx.saved_tensors
+    if reverse is None:
+        raise ValueError(
+            "sparse_conv was called with reverse=None; its gradient needs the reverse table"
+        )
+    d_features = d_weight = d_bias = None
+    if ctx.needs_input_grad[0]:
+        flipped = _transpose(weight, ctx.groups)
+        d_features = _sparse_conv(grad, flipped, None, reverse, table, ctx.groups)
+    if ctx.needs_input_grad[1]:
+        d_weight = _weight_grad(features, grad, table, reverse, ctx.groups)
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        d_bias = grad.sum(0)
+    return d_features, d_weight, d_bias, None, None, None
+
+
+def _setup_weight_grad(ctx, inputs, output):
+    *tensors, ctx.groups = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_weight_grad(ctx, cotangent):
+    features, grad, table, reverse = ctx.saved_tensors
+    d_features = d_grad = None
+    if ctx.needs_input_grad[0]:
+        flipped = _transpose(cotangent, ctx.groups)
+        d_features = _sparse_conv(grad, flipped, None, reverse, table, ctx.groups)
+    if ctx.needs_input_grad[1]:
+        d_grad = _sparse_conv(features, cotangent, None, table, reverse, ctx.groups)
+    return d_features, d_grad, None, None, None
+
+
+_sparse_conv.register_autograd(_backward, setup_context=_setup)
+_weight_grad.register_autograd(_backward_weight_grad, setup_context=_setup_weight_grad)
+
+
+def _transpose(weight: Tensor, groups: int) -> Tensor:
+    """[K, Cin / groups, Cout] -> [K, Cout / groups, Cin], group by group."""
+    offsets, inputs, outputs = weight.shape
+    parts = weight.reshape(offsets, inputs, groups, outputs // groups)
+    return parts.permute(0, 3, 2, 1).reshape(offsets, outputs // groups, groups * inputs)
+
+
+def _check(features, weight, table, reverse, groups) -> None:
+    if weight.dim() != 3 or len(weight) != len(table):
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)} and table {tuple(table.shape)}; they must be "
+            "[K, Cin / groups, Cout] and [K, M] with the same K"
+        )
+    if features.shape[1] != weight.shape[1] * groups or weight.shape[2] % groups:
+        raise ValueError(
+            f"features have {features.shape[1]} channels and weight is {tuple(weight.shape)}; with "
+            f"groups={groups}, Cin must be {weight.shape[1] * groups} and {groups} divide Cout"
+        )
+    if table.dtype != torch.int32:
+        raise ValueError(f"table is {table.dtype}; it must be int32")
+    if reverse is not None and reverse.shape != (len(table), len(features)):
+        raise ValueError(
+            f"reverse has shape {tuple(reverse.shape)}; it must be {(len(table), len(features))}: "
+            "one row per offset, one column per row of features"
+        )
+
+
+SPARSE_CONV = {
+    "reference": reference.sparse_conv,
+    "native": reference.sparse_conv,
+    "cuda": reference.sparse_conv,
+}
+WEIGHT_GRAD = {
+    "reference": reference.weight_grad,
+    "native": reference.weight_grad,
+    "cuda": reference.weight_grad,
+}

@@ -1,0 +1,268 @@
+"""Kernel maps: which input row meets which kernel weight at which output row.
+
+Two published meanings of a strided convolution differ in the set of output cells alone:
+
+    'spconv'      every cell that some input reaches, inside the output grid (if there is one)
+    'minkowski'   exactly floor(input / stride), centred odd kernels; even kernels reach forward
+
+Coordinates are int32 [N, 1+D], (batch, x, y, z) or (batch, x, y), rows ascending and distinct.
+Sizes are given per axis, x first, or as one number for all axes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from . import backend
+from .reference import kernel_map as reference
+
+MEANINGS = ("spconv", "minkowski")
+Size = int | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMap:
+    """The triples (input row, kernel offset, output row) of one convolution.
+
+    Attributes:
+        table: [K, M] int32, the input row for each kernel offset and output row, -1 where none.
+            Offset number kx + Kx * (ky + Ky * kz).
+        out_coords: [M, 1+D] int32, the output cells, ascending.
+        out_shape: number of output cells per axis; None when unbounded.
+        in_rows: N, the number of input cells.
+        mirrored: input and output cells are the same and opposite offsets mirror each other.
+    """
+
+    table: Tensor
+    out_coords: Tensor
+    out_shape: tuple[int, ...] | None
+    in_rows: int
+    mirrored: bool = False
+
+    @cached_property
+    def reverse(self) -> Tensor:
+        """[K, N] int32, the output row for each kernel offset and input row, -1 where none."""
+        if self.mirrored:
+            return self.table.flip(0)
+        return reverse_table(self.table, self.in_rows)
+
+
+def submanifold_map(
+    coords: Tensor, kernel_size: Size, dilation: Size = 1, shape: tuple[int, ...] | None = None
+) -> KernelMap:
+    """The map of a convolution whose output cells are its input cells.
+
+    Args:
+        coords: [N, 1+D] int32, ascending, distinct.
+        kernel_size: odd along every axis: the kernel is centred.
+        dilation: cells between neighbouring offsets.
+        shape: the grid's cells per axis, handed on.
+
+    Raises:
+        ValueError: an even kernel, which has no centre.
+    """
+    dims = coords.shape[1] - 1
+    size, dilation = odd_axes(kernel_size, dims), axes(dilation, dims, "dilation")
+    table = offset_table(coords, coords, size, (1,) * dims, _centre(size, dilation), dilation)
+    return KernelMap(table, coords, shape, len(coords), mirrored=True)
+
+
+def strided_map(
+    coords: Tensor,
+    kernel_size: Size,
+    stride: Size = 1,
+    padding: Size | None = None,
+    dilation: Size = 1,
+    shape: tuple[int, ...] | None = None,
+    meaning: str = "spconv",
+) -> KernelMap:
+    """The map of a convolution to coarser cells (with stride 1: to a grown set of cells).
+
+    Args:
+        coords: [N, 1+D] int32, ascending, distinct.
+        kernel_size: cells per axis.
+        stride: input cells per output cell.
+        padding: 'spconv': cells before the first one, default 0. 'minkowski': follows from the
+            kernel; leave it out.
+        dilation: cells between neighbouring offsets.
+        shape: input cells per axis, None when unbounded.
+        meaning: which output cells there are, 'spconv' or 'minkowski'.
+
+    Raises:
+        ValueError: an unknown meaning, a padding that the meaning excludes, a kernel larger than
+            the padded grid, or coordinates whose keys would overflow.
+    """
+    sizes = geometry(coords.shape[1] - 1, kernel_size, stride, padding, dilation, meaning)
+    stride = sizes[1]
+    reached = backend.choose(REACHED_CELLS, coords)
+    if meaning == "minkowski":
+        zeros, ones = (0,) * len(stride), (1,) * len(stride)
+        out_shape = shape and tuple(-(-g // s) for g, s in zip(shape, stride))
+        # a kernel as large as the stride reaches floor(f / s) and nothing else
+        cells = reached(coords, stride, stride, zeros, ones, None)
+    else:
+        out_shape = shape and _reduced_shape(shape, *sizes)
+        cells = reached(coords, *sizes, out_shape)
+    return KernelMap(offset_table(coords, cells, *sizes), cells, out_shape, len(coords))
+
+
+def generative_map(
+    coords: Tensor,
+    kernel_size: Size,
+    stride: Size = 1,
+    padding: Size | None = None,
+    dilation: Size = 1,
+    shape: tuple[int, ...] | None = None,
+    meaning: str = "spconv",
+) -> KernelMap:
+    """The map of a transposed convolution: every finer cell that an input reaches exists.
+
+    Arguments and errors as in ``strided_map``; ``stride`` is output cells per input cell. With
+    'spconv' and a shape, outputs lie inside [0, (G-1)s - 2p + d(K-1) + 1); else they are unbounded.
+    """
+    sizes = geometry(coords.shape[1] - 1, kernel_size, stride, padding, dilation, meaning)
+    out_shape = None
+    if shape is not None and meaning == "spconv":
+        out_shape = _enlarged_shape(shape, *sizes)
+    cells = backend.choose(SPREAD_CELLS, coords)(coords, *sizes, out_shape)
+    down = offset_table(cells, coords, *sizes)
+    return KernelMap(reverse_table(down, len(cells)), cells, out_shape, len(coords))
+
+
+def offset_table(
+    fine: Tensor, coarse: Tensor, kernel_size: Size, stride: Size, padding: Size, dilation: Size
+) -> Tensor:
+    """Table [K, M] int32 of the rows in ``fine`` of stride * coarse - padding + dilation * k.
+
+    Args:
+        fine: [N, 1+D] int32, ascending, distinct.
+        coarse: [M, 1+D] int32, ascending, distinct; any cells.
+        kernel_size, stride, padding, dilation: per axis or one number.
+
+    Raises:
+        ValueError: the cells span 2**63 keys or more.
+    """
+    dims = fine.shape[1] - 1
+    given = {
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+    }
+    sizes = (axes(value, dims, name) for name, value in given.items())
+    return backend.choose(OFFSET_TABLE, fine)(fine, coarse, *sizes)
+
+
+def reverse_table(table: Tensor, rows: int) -> Tensor:
+    """Table [K, rows] int32 of the same triples, read from the input: the output row, or -1."""
+    return backend.choose(REVERSE_TABLE, table)(table, rows)
+
+
+def axes(value: Size, dims: int, name: str) -> tuple[int, ...]:
+    """One number per axis.
+
+    Raises:
+        ValueError: a wrong count, or a number that ``name`` cannot have.
+    """
+    result = (value,) * dims if isinstance(value, int) else tuple(map(int, value))
+    least = 0 if name == "padding" else 1
+    if len(result) != dims or any(v < least for v in result):
+        raise ValueError(
+            f"{name} is {value}; give one number >= {least}, or {dims} of them (x, y, z)"
+        )
+    return result
+
+
+def odd_axes(kernel_size: Size, dims: int) -> tuple[int, ...]:
+    """One odd kernel size per axis.
+
+    Raises:
+        ValueError: an even size.
+    """
+    size = axes(kernel_size, dims, "kernel_size")
+    if any(k % 2 == 0 for k in size):
+        raise ValueError(
+            f"kernel_size is {size}; a submanifold convolution needs odd sizes, because its kernel "
+            f"is centred: take {tuple(k + 1 - k % 2 for k in size)}, or a strided convolution"
+        )
+    return size
+
+
+def _centre(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """The padding that centres odd kernels and lets even ones reach forward."""
+    return tuple(d * (k // 2) if k % 2 else 0 for k, d in zip(kernel_size, dilation))
+
+
+def geometry(
+    dims: int, kernel_size: Size, stride: Size, padding: Size | None, dilation: Size, meaning: str
+) -> tuple[tuple[int, ...], ...]:
+    """(kernel_size, stride, padding, dilation), one number per axis each.
+
+    Raises:
+        ValueError: as ``strided_map``.
+    """
+    if meaning not in MEANINGS:
+        raise ValueError(f"meaning is {meaning!r}; it must be one of {', '.join(MEANINGS)}")
+    size = axes(kernel_size, dims, "kernel_size")
+    stride = axes(stride, dims, "stride")
+    dilation = axes(dilation, dims, "dilation")
+    centre = _centre(size, dilation)
+    if padding is None:
+        padding = centre if meaning == "minkowski" else 0
+    padding = axes(padding, dims, "padding")
+    if meaning == "minkowski" and padding != centre:
+        raise ValueError(
+            f"padding is {padding}; with meaning='minkowski' and kernel_size {size} it is "
+            f"{centre}: leave it out"
+        )
+    return size, stride, padding, dilation
+
+
+def _reduced_shape(shape, kernel_size, stride, padding, dilation) -> tuple[int, ...]:
+    result = tuple(
+        (g + 2 * p - d * (k - 1) - 1) // s + 1
+        for g, k, s, p, d in zip(shape, kernel_size, stride, padding, dilation)
+    )
+    if any(size < 1 for size in result):
+        raise ValueError(
+            f"a kernel of {kernel_size} (dilation {dilation}) does not fit a grid of {shape} cells "
+            f"with padding {padding}; use a larger grid, more padding or a smaller kernel"
+        )
+    return result
+
+
+def _enlarged_shape(shape, kernel_size, stride, padding, dilation) -> tuple[int, ...]:
+    result = tuple(
+        (g - 1) * s - 2 * p + d * (k - 1) + 1
+        for g, k, s, p, d in zip(shape, kernel_size, stride, padding, dilation)
+    )
+    if any(size < 1 for size in result):
+        raise ValueError(
+            f"padding {padding} leaves nothing of a grid of {shape} cells under a kernel of "
+            f"{kernel_size} with stride {stride}; use less padding"
+        )
+    return result
+
+
+OFFSET_TABLE = {
+    "reference": reference.offset_table,
+    "native": reference.offset_table,
+    "cuda": reference.offset_table,
+}
+REVERSE_TABLE = {
+    "reference": reference.reverse_table,
+    "native": reference.reverse_table,
+    "cuda": reference.reverse_table,
+}
+REACHED_CELLS = {
+    "reference": reference.reached_cells,
+    "native": reference.reached_cells,
+    "cuda": reference.reached_cells,
+}
+SPREAD_CELLS = {
+    "reference": reference.spread_cells,
+    "native": reference.spread_cells,
+    "cuda": reference.spread_cells,
+}
