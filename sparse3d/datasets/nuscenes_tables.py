@@ -70,8 +70,8 @@ class Frame:
         sweeps: past sweeps, the latest first.
         views: by camera name.
         objects: None without labels; else boxes [n, 9] float64 (x, y, z, dx, dy, dz, yaw, vx, vy;
-            an unknown velocity is NaN), name [n], attribute [n] ('' unknown), num_lidar_points [n] and
-            num_radar_points [n].
+            an unknown velocity is NaN), name [n], attribute [n] ('' unknown), num_lidar_points [n]
+            and num_radar_points [n].
     """
 
     token: str
