@@ -23,6 +23,10 @@ def inside(cells: Tensor, shape: tuple[int, ...] | None) -> Tensor:
     return ((cells >= 0) & (cells < cells.new_tensor(shape))).all(1)
 
 
+def unique_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.unique(keys, return_inverse=True)
+
+
 def voxelize(
     points: Tensor,
     batch_index: Tensor,
@@ -51,6 +55,10 @@ def segment_reduce(
     """
     kept = index >= 0
     rows, target = values[kept], index[kept]
+    if len(index) and not -1 <= int(index.min()) <= int(index.max()) < segments:
+        raise ValueError(
+            f"index holds {int(index.min())}..{int(index.max())}; it must be in [-1, {segments})"
+        )
     if reduce == "max":
         return _segment_max(rows, target, segments, kept.nonzero().squeeze(1))
     total = values.new_zeros(segments, values.shape[1], dtype=torch.float64)
@@ -86,3 +94,24 @@ def segment_reduce_backward(grad: Tensor, index: Tensor, extra: Tensor, reduce: 
     if not len(grad):
         return grad.new_zeros(len(index), grad.shape[1])
     return grad[index.clamp(min=0)].masked_fill((index < 0)[:, None], 0)
+
+
+def segment_ranks(index: Tensor, segments: int) -> Tensor:
+    """Rank [P] of each row among the rows of its segment, by row; -1 where the index is -1."""
+    kept = index >= 0
+    counts = torch.bincount(index[kept], minlength=segments)
+    start = counts.cumsum(0) - counts
+    order = kept.nonzero().squeeze(1)[index[kept].argsort(stable=True)]
+    ranks = torch.full_like(index, -1)
+    ranks[order] = torch.arange(len(order), device=index.device) - start[index[order]]
+    return ranks
+
+
+def canonical_order(values: Tensor, index: Tensor, segments: int) -> Tensor:
+    """Rows [P'] with a segment, by segment and then by their values, first column slowest."""
+    order = (index >= 0).nonzero().squeeze(1)
+    bits = values.float().contiguous().view(torch.int32)  # as integers that keep the floats' order
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    for column in (*bits.unbind(1)[::-1], index):
+        order = order[column[order].argsort(stable=True)]
+    return order

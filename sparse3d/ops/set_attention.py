@@ -1,0 +1,125 @@
+"""Multi-head attention inside disjoint sets of rows."""
+
+import torch
+from torch import Tensor
+
+from . import backend, native
+from .reference import set_attention as reference
+from .voxelize import segment_reduce
+
+_MOST_PER_HEAD = 128  # of the kernel
+
+
+def set_attention(
+    qkv: Tensor,
+    position: Tensor,
+    position_index: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    heads: int,
+) -> Tensor:
+    """softmax(q k^T / sqrt(C / heads)) v, where a row sees the rows of its own set; differentiable.
+
+    Args:
+        qkv: [N, 3 C] projected queries, keys and values; each head's channels are adjacent.
+        position: [U, 2 C] what is added to queries and keys, one row per distinct position.
+        position_index: [N] int64, the position of each row.
+        order: [N] int64 rows, set by set; every row once.
+        offsets: [S+1] int64, set s is order[offsets[s]:offsets[s+1]]; sets are not empty.
+        heads: number of heads; divides C.
+
+    Returns:
+        [N, C].
+
+    Raises:
+        ValueError: sizes do not fit.
+    """
+    channels = qkv.shape[1] // 3
+    if qkv.shape[1] % 3 or channels % heads or position.shape[1] != 2 * channels:
+        raise ValueError(
+            f"qkv has {qkv.shape[1]} columns and position {position.shape[1]}: 3 C and 2 C are "
+            f"needed with C a multiple of heads = {heads}"
+        )
+    run = backend.choose(_TABLE, qkv)
+    return run(qkv, position, position_index, order, offsets, heads)
+
+
+def _native(qkv, position, position_index, order, offsets, heads):
+    if qkv.dtype != torch.float32 or qkv.shape[1] // 3 // heads > _MOST_PER_HEAD:
+        return reference.set_attention(qkv, position, position_index, order, offsets, heads)
+    position = position.to(qkv.dtype)
+    return _attention(qkv, position, position_index, order, offsets, heads)[0]
+
+
+@torch.library.custom_op("sparse3d::set_attention", mutates_args=())
+def _attention(
+    qkv: Tensor,
+    position: Tensor,
+    position_index: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    rows, channels = len(qkv), qkv.shape[1] // 3
+    out, norms = qkv.new_empty(rows, channels), qkv.new_empty(rows, heads)
+    index = (position_index.contiguous(), order.contiguous(), offsets.contiguous())
+    sizes = (len(offsets) - 1, channels, heads)
+    native.call(
+        "s3d_set_attention",
+        *(qkv.contiguous(), position.contiguous(), *index, *sizes, out, norms, native.threads()),
+    )
+    return out, norms
+
+
+@_attention.register_fake
+def _(qkv, position, position_index, order, offsets, heads):
+    return qkv.new_empty(len(qkv), qkv.shape[1] // 3), qkv.new_empty(len(qkv), heads)
+
+
+@torch.library.custom_op("sparse3d::set_attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    position: Tensor,
+    position_index: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    norms: Tensor,
+) -> Tensor:
+    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    index = (position_index.contiguous(), order.contiguous(), offsets.contiguous())
+    sizes = (len(offsets) - 1, qkv.shape[1] // 3, norms.shape[1])
+    given = (grad.contiguous(), qkv.contiguous(), position.contiguous())
+    native.call(
+        "s3d_set_attention_backward", *given, *index, norms, *sizes, grad_qkv, native.threads()
+    )
+    return grad_qkv
+
+
+@_attention_backward.register_fake
+def _(grad, qkv, position, position_index, order, offsets, norms):
+    return torch.empty_like(qkv)
+
+
+def _setup(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:-1], output[1])
+
+
+def _gradient(ctx, grad, _):
+    qkv, position, position_index, order, offsets, norms = ctx.saved_tensors
+    grad_qkv = _attention_backward(grad, qkv, position, position_index, order, offsets, norms)
+    grad_position = None
+    if ctx.needs_input_grad[1]:
+        placed = grad_qkv[:, : position.shape[1]]
+        grad_position = segment_reduce(placed, position_index, len(position), "sum")
+    return grad_qkv, grad_position, None, None, None, None
+
+
+_attention.register_autograd(_gradient, setup_context=_setup)
+
+_TABLE = {
+    "reference": reference.set_attention,
+    "native": _native,
+    "cuda": reference.set_attention,
+}
