@@ -29,13 +29,20 @@ _DSVT: Rules = [
     (r"stage_(\d+)_reduction\.(.*)", r"stages.\1.reduction.\2"),
 ]
 
+# TransFusionHead -> TransFusionHead. CenterHead and the BEV backbones keep their names.
+_TRANSFUSION: Rules = [
+    (r"heatmap_head\.0\.conv\.(.*)", r"heatmap_head.0.0.\1"),
+    (r"heatmap_head\.0\.bn\.(.*)", r"heatmap_head.0.1.\1"),
+    (r"decoder\.(\w+_posembed)\.position_embedding_head\.(.*)", r"decoder.\1.\2"),
+]
+
 LAYOUTS = ("spconv1", "spconv2")
 
 RULES: dict[str, Rules] = {
     "vfe": [*_DYNAMIC_ENCODER],
     "backbone_3d": [*_DSVT],
     "backbone_2d": [],
-    "dense_head": [],
+    "dense_head": [*_TRANSFUSION],
 }
 
 

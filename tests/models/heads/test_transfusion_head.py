@@ -1,0 +1,186 @@
+import pytest
+import torch
+
+from sparse3d.engine.published import convert_state
+from sparse3d.models.heads.transfusion_head import TransFusionHead
+from sparse3d.models.heads.transfusion_targets import decode_queries, encode_queries
+from sparse3d.ops import backend
+from sparse3d.registry import MODELS
+from sparse3d.structures import Boxes, VoxelGrid
+from tests.models.parity import (
+    FEATURES,
+    LOSS,
+    assert_detections,
+    assert_gradients,
+    files_where,
+    load,
+    name,
+    truth,
+)
+from tests.published_configs import transfusion_head
+
+GRID = VoxelGrid((0.5, 0.5, 1.0), (-8.0, -4.0, -2.0), (32, 16, 4))
+NAMES = ("car", "pedestrian")
+BOXES = torch.tensor(
+    [[1.3, -0.4, 0.2, 4.0, 1.8, 1.5, 0.7, 1.0, -2.0], [-5.2, 2.2, 0.0, 0.8, 0.8, 1.7, -2.5, 0, 0.5]]
+)
+LABELS = torch.tensor([0, 1])
+NOTHING = (Boxes.empty(9), torch.zeros(0, dtype=torch.int64))
+implementations = pytest.mark.parametrize("implementation", ["reference", "native"])
+
+
+def head(**options):
+    torch.manual_seed(0)
+    sizes = {"channels": 8, "queries": 12, "heads": 2, "ffn_channels": 16, "dropout": 0.0}
+    return TransFusionHead(4, GRID, 2, NAMES, **{**sizes, **options})
+
+
+def test_decoding_inverts_the_code():
+    frame = head().frame
+    back = decode_queries(encode_queries(BOXES, frame), frame)
+    torch.testing.assert_close(back, BOXES, rtol=1e-5, atol=1e-5)
+
+
+def test_peaks_are_local_maxima_off_the_border():
+    heatmap = torch.full((1, 2, 8, 16), 0.1)
+    heatmap[0, :, 3, 9], heatmap[0, :, 3, 10], heatmap[0, :, 0, 5] = 0.9, 0.8, 0.7
+    peaks = head(point_classes=["pedestrian"]).peaks(heatmap)
+    assert peaks[0, 0, 3, 9] == pytest.approx(0.9)
+    assert peaks[0, 0, 3, 10] == peaks[0, 0, 0, 5] == 0
+    assert torch.equal(peaks[0, 1], heatmap[0, 1])  # every cell of a point class is one
+
+
+def test_queries_of_an_oblong_map_stand_at_their_cells():
+    model = head(queries=1).eval()
+    with torch.no_grad():
+        model.heatmap_head[-1].weight.zero_()
+        model.shared_conv.weight.zero_()
+        model.class_encoding.weight.zero_()
+    peak = torch.zeros(1, 2, 8, 16)
+    peak[0, 1, 5, 12] = 3
+    model.heatmap_head = torch.nn.Identity()
+    model.shared_conv = torch.nn.Conv2d(4, 8, 1)
+    model.heatmap_head.forward = lambda features: peak
+    for branch in model.prediction_head.values():
+        torch.nn.init.zeros_(branch[-1].weight)
+        torch.nn.init.zeros_(branch[-1].bias)
+    with torch.no_grad():
+        raw = model(torch.randn(1, 4, 8, 16))
+        found = model.predict(raw)[0]
+    assert raw["center"][0, :, 0].tolist() == [12.5, 5.5]
+    assert found.labels.tolist() == [1]
+    assert found.boxes.tensor[0, :2].tolist() == [4.5, 1.5]  # -8 + 12.5, -4 + 5.5
+
+
+@implementations
+def test_the_match_prefers_the_query_that_fits(implementation):
+    model = head()
+    raw = model(torch.randn(1, 4, 8, 16))
+    raw = {key: value.detach().clone() for key, value in raw.items()}
+    code = encode_queries(BOXES, model.frame)
+    for row, query in enumerate((7, 2)):
+        parts = zip(("center", "height", "dim", "rot", "vel"), code[row].split([2, 1, 3, 2, 2]))
+        for key, value in parts:
+            raw[key][0, :, query] = value
+        raw["heatmap"][0, LABELS[row], query] = 4
+    with backend.forced(implementation):
+        target = model.targets(raw, [Boxes(BOXES)], [LABELS])
+    assert target.matched[0].nonzero()[:, 0].tolist() == [2, 7]
+    assert target.labels[0, [7, 2]].tolist() == [0, 1]
+    torch.testing.assert_close(target.code[0, [7, 2]], code)
+    torch.testing.assert_close(target.iou[0, [7, 2]], torch.ones(2))
+
+
+@implementations
+def test_empty_scenes_train_and_predict(implementation):
+    model = head()
+    with backend.forced(implementation):
+        raw = model(torch.randn(2, 4, 8, 16))
+        for boxes, labels in [
+            ([NOTHING[0]] * 2, [NOTHING[1]] * 2),
+            ([Boxes(BOXES), NOTHING[0]], [LABELS, NOTHING[1]]),
+        ]:
+            total = sum(model.loss(raw, boxes, labels).values())
+            assert torch.isfinite(total)
+        total.backward()
+        assert len(model.predict(raw)) == 2
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_more_queries_than_cells_and_more_boxes_than_queries():
+    many = Boxes(BOXES.repeat(10, 1)), LABELS.repeat(10)
+    model = head(queries=500)
+    raw = model(torch.randn(1, 4, 3, 4))
+    assert raw["center"].shape == (1, 2, 24)
+    raw = head(queries=5)(torch.randn(1, 4, 8, 16))
+    target = model.targets(raw, [many[0]], [many[1]])
+    assert target.matched.all()
+
+
+def test_unknown_point_classes_are_refused():
+    with pytest.raises(ValueError, match="cone"):
+        head(point_classes=["cone"])
+
+
+def holds_head(stored):
+    config = stored["config"].get("dense_head", stored["config"])
+    return config.get("NAME") == "TransFusionHead"
+
+
+def published_head(stored):
+    config = stored["config"]
+    options = config.get("dense_head", config)
+    derived = {
+        "in_channels": stored["spatial_features_2d"].shape[1],
+        "grid": VoxelGrid.from_range(config["point_cloud_range"], config["voxel_size"]),
+        "stride": options["TARGET_ASSIGNER_CONFIG"]["FEATURE_MAP_STRIDE"],
+        "class_names": config["class_names"],
+    }
+    model = MODELS.build({**transfusion_head(options, config["class_names"]), **derived})
+    state = convert_state("dense_head", stored["state_dict"]["dense_head"], model)
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("path", files_where(holds_head), ids=name)
+@implementations
+def test_published_queries_and_boxes(path, implementation):
+    stored = load(path)
+    model = published_head(stored).eval()
+    with backend.forced(implementation), torch.no_grad():
+        raw = model(stored["spatial_features_2d"])
+        found = model.predict(raw)
+    assert torch.equal(raw["query_labels"], stored["eval"]["query_labels"].long())
+    for key, value in stored["eval"]["pred"].items():
+        torch.testing.assert_close(raw[key], value, **FEATURES)
+    assert_detections(found, stored["eval"]["final_box_dicts"])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("path", files_where(holds_head), ids=name)
+@implementations
+def test_published_training_step(path, implementation):
+    stored = load(path)
+    train = stored["train"]
+    model = published_head(stored).train()
+    boxes, labels = truth(stored["gt_boxes"], 9 if model.velocity else 7)
+    x = stored["spatial_features_2d"].clone().requires_grad_()
+    with backend.forced(implementation):
+        raw = model(x)
+        target = model.targets(raw, boxes, labels)
+        losses = model.loss(raw, boxes, labels)
+    reference = train["targets"]
+    assert torch.equal(target.labels, reference["labels"])
+    assert torch.equal(target.matched, reference["bbox_weights"].any(-1))
+    assert torch.equal(target.code, reference["bbox_targets"])
+    assert int(target.matched.sum()) == reference["num_pos"]
+    for theirs, ours in {"heatmap": "heatmap", "cls": "class", "bbox": "box"}.items():
+        value = train["tb_dict"][f"loss_{theirs}"]
+        assert float(losses[f"loss_{ours}"]) == pytest.approx(value, rel=LOSS["rtol"], abs=1e-4)
+    total = sum(losses.values())
+    assert float(total) == pytest.approx(train["loss"], rel=LOSS["rtol"], abs=LOSS["atol"])
+    total.backward()
+    assert assert_gradients("dense_head", model, train) > 0
+    grad = train["grad_spatial_features_2d"]
+    assert (x.grad - grad).abs().max() <= 2e-3 * grad.abs().max()
