@@ -44,7 +44,7 @@ class PointDataset(Dataset):
             data_root: folder of the data set.
             class_names: classes in the order of the labels.
             point_range: (x0, y0, z0, x1, y1, z1) metres; after the transforms, points outside and
-                boxes with their centre outside are dropped. None: everything stays.
+                boxes with their centre outside (seen from above) are dropped. None: all stay.
             transforms: applied in this order; configs or callables of (sample, generator).
             seed: of every random number drawn for a sample.
             class_map: class name of the files -> one of ``class_names``, where they differ.
@@ -121,7 +121,7 @@ class PointDataset(Dataset):
             return sample
         sample = select_points(sample, in_range(sample.points, self.point_range))
         if sample.boxes is not None:
-            sample = select_boxes(sample, in_range(sample.boxes.centers, self.point_range))
+            sample = select_boxes(sample, above_range(sample.boxes.centers, self.point_range))
         return sample
 
 
@@ -149,6 +149,12 @@ def in_range(positions: Tensor, point_range: Sequence[float]) -> Tensor:
     """Mask [N] of ``positions`` [N, >=3] in (x0, y0, z0, x1, y1, z1): low end in, high end out."""
     low, high = positions.new_tensor(point_range[:3]), positions.new_tensor(point_range[3:])
     return ((positions[:, :3] >= low) & (positions[:, :3] < high)).all(1)
+
+
+def above_range(positions: Tensor, point_range: Sequence[float]) -> Tensor:
+    """Mask [N] of ``positions`` [N, >=2] that lie in the range's x and y, at whatever height."""
+    low, high = positions.new_tensor(point_range[:2]), positions.new_tensor(point_range[3:5])
+    return ((positions[:, :2] >= low) & (positions[:, :2] < high)).all(1)
 
 
 def select_points(sample: Sample, keep: Tensor) -> Sample:

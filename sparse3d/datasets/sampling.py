@@ -201,8 +201,8 @@ class GroundTruthSampling:
         if sample.flow is not None or boxes.shape[1] != sample.boxes.tensor.shape[1]:
             raise ValueError(
                 f"objects with boxes of {boxes.shape[1]} numbers cannot be pasted into a scene "
-                f"of {sample.boxes.tensor.shape[1]}, or with flow ({sample.flow is not None}): make "
-                "the database from the same data set, and train flow without GroundTruthSampling"
+                f"of {sample.boxes.tensor.shape[1]}, or with flow ({sample.flow is not None}): make"
+                " the database from the same data set, and train flow without GroundTruthSampling"
             )
 
     def _paste(self, sample: Sample, pasted: list[tuple[str, int]], boxes: Boxes) -> Sample:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparse3d.registry import TRANSFORMS
 from sparse3d.structures import Boxes, Sample
 
-from .base import in_range, select_boxes, select_points
+from .base import above_range, in_range, select_boxes, select_points
 
 
 def move(sample: Sample, matrix: Tensor, move_boxes: Callable[[Boxes], Boxes]) -> Sample:
@@ -135,7 +135,7 @@ class PointRangeFilter:
 
 @TRANSFORMS.register_module()
 class BoxRangeFilter:
-    """Drop boxes with their centre outside ``point_range`` (x0, y0, z0, x1, y1, z1), metres."""
+    """Drop boxes whose centre, seen from above, is outside ``point_range`` (x0, .., z1), metres."""
 
     def __init__(self, point_range: Sequence[float]):
         self.point_range = _range(point_range)
@@ -143,7 +143,7 @@ class BoxRangeFilter:
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         if sample.boxes is None:
             return sample
-        return select_boxes(sample, in_range(sample.boxes.centers, self.point_range))
+        return select_boxes(sample, above_range(sample.boxes.centers, self.point_range))
 
 
 @TRANSFORMS.register_module()

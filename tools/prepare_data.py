@@ -1,0 +1,128 @@
+"""Make, index and check data: python tools/prepare_data.py world | database | check ..."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from sparse3d.datasets.base import PointDataset
+from sparse3d.datasets.check import ERROR, judge, survey, table
+from sparse3d.datasets.sampling import build_database
+from sparse3d.registry import DATASETS
+
+
+def find_transforms(config: dict, kind: str) -> list[dict]:
+    """The dataset's transforms of type ``kind``."""
+    return [t for t in config.get("transforms", ()) if t.get("type") == kind]
+
+
+def dataset_config(args: argparse.Namespace) -> dict:
+    """The data set that a config names for a subset.
+
+    Raises:
+        ValueError: it names none.
+    """
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    loader = config.get(f"{args.subset}_dataloader")
+    if loader is None:
+        has = [key for key in config if key.endswith("_dataloader")]
+        raise ValueError(f"{args.config} has no {args.subset}_dataloader; it has {has or 'none'}")
+    return loader.dataset.to_dict()
+
+
+def open_plain(config: dict) -> PointDataset:
+    """The data set without its augmentation."""
+    return DATASETS.build({**config, "transforms": []})
+
+
+def make_world(args: argparse.Namespace) -> int:
+    """Generate the procedural streets."""
+    from sparse3d.datasets.world import make_world
+
+    counts = {"train": args.train, "val": args.val, "test": args.test}
+    folder = make_world(
+        Path(args.root), args.name, args.sensor, counts, seed=args.seed, workers=args.workers
+    )
+    print(f"{folder}: {', '.join(f'{count} {split}' for split, count in counts.items())} frames")
+    return 0
+
+
+def make_database(args: argparse.Namespace) -> int:
+    """Cut out the objects for GroundTruthSampling."""
+    config = dataset_config(args)
+    named = find_transforms(config, "GroundTruthSampling")
+    folder = args.out or (named[0]["database"] if named else None)
+    if folder is None:
+        raise ValueError(
+            f"{args.config} has no GroundTruthSampling that says where: give --out FOLDER"
+        )
+    counts = build_database(open_plain(config), folder, args.limit, args.seed)
+    for name, count in counts.items():
+        print(f"{name:<22}{count:>8} objects" + ("" if count else " (none: no file)"))
+    print(f"written to {folder}")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Say what is wrong with the data; 1 if something serious is."""
+    found = survey(open_plain(dataset_config(args)), args.limit or None)
+    problems = judge(found)
+    print(table(found), *problems, sep="\n")
+    errors = sum(problem.level == ERROR for problem in problems)
+    print(f"{errors} serious problems" if errors else "nothing serious found")
+    return int(errors > 0)
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make, index and check data.")
+    commands = parser.add_subparsers(required=True, metavar="world | database | check")
+
+    world = commands.add_parser("world", help="generate procedural streets")
+    world.add_argument("--root", default="data/world")
+    world.add_argument("--name", default="streets")
+    world.add_argument(
+        "--sensor", default="hdl64", help="a name in sparse3d.datasets.world.SENSORS"
+    )
+    world.add_argument("--train", type=int, default=1000, help="frames (1000)")
+    world.add_argument("--val", type=int, default=200, help="frames (200)")
+    world.add_argument("--test", type=int, default=200, help="frames (200)")
+    world.add_argument("--seed", type=int, default=0)
+    world.add_argument("--workers", type=int, default=1, help="processes (1)")
+    world.set_defaults(run=make_world)
+
+    database = commands.add_parser("database", help="cut out objects for ground-truth sampling")
+    database.add_argument("--out", help="folder (the one that the config's transform names)")
+    database.add_argument("--limit", type=int, help="most objects of a class (all)")
+    database.add_argument("--seed", type=int, default=0, help="of the choice under --limit")
+    database.set_defaults(run=make_database)
+
+    checking = commands.add_parser("check", help="look for what is wrong with a data set")
+    checking.add_argument("--limit", type=int, default=500, help="most frames (500; 0: all)")
+    checking.set_defaults(run=check)
+
+    for command in (database, checking):
+        command.add_argument("config", help="a file of configs/")
+        command.add_argument("--subset", choices=("train", "val", "test"), default="train")
+        command.add_argument(
+            "--cfg-options", nargs="+", action=DictAction, help="key.inner=value pairs to replace"
+        )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the chosen command; its exit code."""
+    args = parse_args(arguments)
+    try:
+        return args.run(args)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
