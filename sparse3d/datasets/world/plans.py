@@ -1,0 +1,143 @@
+"""What a street of each style is made of, in numbers that are drawn anew for each frame."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+STYLES = ("residential", "city", "avenue", "rural", "yard")
+STYLE_SHARES = (0.38, 0.22, 0.16, 0.12, 0.12)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One street's numbers; right (driving forward) before left. Metres, radians.
+
+    Attributes:
+        lane_width, lanes: lanes forward and back.
+        right, left: half widths of the roadway, lanes and parking strips together.
+        parking: how cars park on each side.
+        walks, kerb, banks, bend, paved, crossings: see ``ground.Road``.
+        headway: mean gap between vehicles of a lane.
+        traffic_mix: shares of cars, vans, trucks and buses.
+        pedestrians, cyclists, furniture: expected numbers (furniture per side).
+        pole_spacing: mean distance of poles.
+        row_of_trees, rail: probability of a row of trees, of a guard rail.
+        lots: shares of what lies beyond the sidewalks.
+        ego: (t, yaw) of the sensor.
+    """
+
+    lane_width: float
+    lanes: tuple[int, int]
+    right: float
+    left: float
+    parking: tuple[str, str]
+    walks: tuple[float, float]
+    kerb: float
+    banks: tuple[float, float]
+    bend: float
+    paved: bool
+    crossings: tuple[tuple[float, float], ...]
+    headway: float
+    traffic_mix: tuple[float, ...]
+    pedestrians: float
+    cyclists: float
+    furniture: float
+    pole_spacing: float
+    row_of_trees: float
+    rail: float
+    lots: dict[str, float]
+    ego: tuple[float, float]
+
+
+LOTS = {
+    "residential": {"house": 0.68, "block": 0.08, "wood": 0.14, "meadow": 0.05, "car_park": 0.05},
+    "city": {"house": 0.12, "block": 0.66, "wood": 0.10, "meadow": 0.04, "car_park": 0.08},
+    "avenue": {"house": 0.15, "block": 0.25, "wood": 0.35, "meadow": 0.17, "car_park": 0.08},
+    "rural": {"house": 0.1, "block": 0.0, "wood": 0.45, "meadow": 0.43, "car_park": 0.02},
+    "yard": {"house": 0.1, "block": 0.25, "wood": 0.15, "meadow": 0.1, "car_park": 0.4},
+}
+PARKING = {
+    "residential": (("none", "lane", "kerb", "bay", "square"), (0.15, 0.4, 0.3, 0.1, 0.05)),
+    "city": (
+        ("none", "lane", "kerb", "bay", "square", "slant"),
+        (0.2, 0.35, 0.12, 0.15, 0.1, 0.08),
+    ),
+    "avenue": (("none", "lane", "bay", "square"), (0.6, 0.2, 0.15, 0.05)),
+    "rural": (("none", "lane", "kerb"), (0.85, 0.1, 0.05)),
+    "yard": (("none", "lane", "square", "slant"), (0.3, 0.2, 0.35, 0.15)),
+}
+HEADWAY = {"residential": 45, "city": 22, "avenue": 20, "rural": 45, "yard": 40}
+LANE_WIDTH = {
+    "residential": (2.2, 3.0),
+    "city": (2.8, 3.5),
+    "avenue": (3.1, 3.8),
+    "rural": (2.7, 3.6),
+    "yard": (2.5, 3.5),
+}
+PEOPLE = {
+    "residential": (3.5, 1.5),
+    "city": (12, 3.5),
+    "avenue": (4, 2.5),
+    "rural": (0.8, 1.0),
+    "yard": (4, 1),
+}
+
+
+def draw_plan(rng: np.random.Generator) -> Plan:
+    """The numbers of one street."""
+    style = STYLES[rng.choice(len(STYLES), p=STYLE_SHARES)]
+    lane_width = rng.uniform(*LANE_WIDTH[style])
+    many = style == "avenue" and rng.random() < 0.7
+    lanes = (int(rng.integers(1, 4)), int(rng.integers(1, 4))) if many else (1, 1)
+    modes, shares = PARKING[style]
+    parking = tuple(str(rng.choice(modes, p=shares)) for _ in range(2))
+    strip = [rng.uniform(1.9, 2.3) if mode == "lane" else 0.0 for mode in parking]
+    pedestrians, cyclists = PEOPLE[style]
+    busy = rng.gamma(2.0, 0.5)
+    ditch = -0.12 if style == "rural" else 0.0
+    trucks = rng.uniform(0.0, 0.16) if style in ("avenue", "rural") else rng.uniform(0, 0.08)
+    return Plan(
+        lane_width=lane_width,
+        lanes=lanes,
+        right=lanes[0] * lane_width + strip[0],
+        left=lanes[1] * lane_width + strip[1],
+        parking=parking,
+        walks=(rng.uniform(0.8, 4.5), rng.uniform(0.8, 4.5)),
+        kerb=0.0 if style in ("rural", "yard") else rng.uniform(0.04, 0.17),
+        banks=(rng.normal(ditch / 3, 0.03), rng.normal(ditch / 3, 0.03)),
+        bend=rng.normal(0, 0.0025) if rng.random() < 0.6 else 0.0,
+        paved=style in ("city", "yard") and rng.random() < 0.8,
+        crossings=_draw_crossings(rng, style),
+        headway=HEADWAY[style] * rng.uniform(0.4, 2.5),
+        traffic_mix=(0.94 - 1.25 * trucks, 0.06, trucks, 0.25 * trucks),
+        pedestrians=pedestrians * busy,
+        cyclists=cyclists * rng.gamma(2.0, 0.5),
+        furniture=rng.uniform(0, 9) if style != "rural" else rng.uniform(0, 2),
+        pole_spacing=rng.uniform(9, 40),
+        row_of_trees=0.3,
+        rail=0.3 if style in ("avenue", "rural") else 0.02,
+        lots=LOTS[style],
+        ego=_draw_ego(rng, lanes[0], lane_width, style),
+    )
+
+
+def _draw_crossings(rng: np.random.Generator, style: str) -> tuple[tuple[float, float], ...]:
+    chance = {"residential": 0.5, "city": 0.7, "avenue": 0.55, "rural": 0.2, "yard": 0.3}[style]
+    if rng.random() > chance:
+        return ()
+    first = rng.uniform(-30, 60)
+    crossings = [(first, rng.uniform(4.5, 14))]
+    if rng.random() < 0.35:
+        crossings.append((first + rng.choice([-1, 1]) * rng.uniform(25, 60), rng.uniform(4.5, 10)))
+    return tuple(crossings)
+
+
+def _draw_ego(rng, lanes: int, lane_width: float, style: str) -> tuple[float, float]:
+    """Mostly in a lane and along it, at times askew or turning."""
+    t = -(rng.integers(lanes) + 0.5) * lane_width + rng.normal(0, 0.3)
+    if style == "residential" and rng.random() < 0.6:
+        t = rng.uniform(-0.6, 0.3) * lane_width
+    yaw = rng.normal(0, 0.035)
+    if rng.random() < 0.12:
+        yaw = rng.uniform(-np.pi / 2, np.pi / 2)
+    return float(t), float(yaw)
