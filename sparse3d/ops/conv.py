@@ -9,7 +9,7 @@ is the same convolution with the reversed table and transposed weights.
 import torch
 from torch import Tensor
 
-from . import backend
+from . import backend, native
 from .reference import conv as reference
 
 
@@ -151,13 +151,52 @@ def _check(features, weight, table, reverse, groups) -> None:
         )
 
 
+# ---------------------------------------------------------------------- implementations
+
+
+def _native_conv(
+    features: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, groups: int
+) -> Tensor:
+    if features.dtype != torch.float32:
+        return reference.sparse_conv(features, weight, bias, table, groups)
+    offsets, inputs, outputs = weight.shape
+    out = features.new_empty(table.shape[1], outputs)
+    sizes = (table.shape[1], offsets, groups, inputs, outputs // groups)
+    level, threads = _cpu_level(), native.threads()
+    bias = None if bias is None else bias.contiguous()
+    native.call("s3d_sparse_conv", features, weight, bias, table, *sizes, out, level, threads)
+    return out
+
+
+def _native_weight_grad(features: Tensor, grad: Tensor, table: Tensor, groups: int) -> Tensor:
+    if features.dtype != torch.float32:
+        return reference.weight_grad(features, grad, table, groups)
+    inputs, outputs = features.shape[1] // groups, grad.shape[1]
+    result = features.new_empty(len(table), inputs, outputs)
+    sizes = (table.shape[1], len(table), groups, inputs, outputs // groups)
+    level, threads = _cpu_level(), native.threads()
+    native.call(
+        "s3d_sparse_conv_weight_grad", features, grad, table, *sizes, result, level, threads
+    )
+    return result
+
+
+def _cpu_level() -> int:
+    """The instruction set asked for by $SPARSE3D_ISA, as the kernels number it; 0: the best there is."""
+    name = native.cpu_level()
+    if name not in LEVELS:
+        raise ValueError(f"SPARSE3D_ISA is {name!r}; it must be one of {', '.join(LEVELS[1:])}")
+    return LEVELS.index(name)
+
+
+LEVELS = ("", "plain", "avx2", "avx512")
 SPARSE_CONV = {
     "reference": reference.sparse_conv,
-    "native": reference.sparse_conv,
+    "native": _native_conv,
     "cuda": reference.sparse_conv,
 }
 WEIGHT_GRAD = {
     "reference": reference.weight_grad,
-    "native": reference.weight_grad,
+    "native": _native_weight_grad,
     "cuda": reference.weight_grad,
 }

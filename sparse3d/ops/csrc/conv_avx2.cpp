@@ -1,0 +1,58 @@
+// Convolution kernels for AVX2 with FMA.
+#include "conv.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace {
+struct Vec {
+  using Reg = __m256;
+  using Mask = __m256i;
+  static constexpr int WIDTH = 8, MAX_NV = 2, SINGLES = 1;
+  static constexpr int rows(int nv) { return nv == 1 ? 12 : 6; }
+  static constexpr int channels(int nv) { return nv == 1 ? 8 : 4; }
+  static Mask mask(int lanes) {
+    const __m256i count = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), count);
+  }
+  static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static Reg load(const float* p, Mask m) { return _mm256_maskload_ps(p, m); }
+  static void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
+  static void store(float* p, Mask m, Reg v) { _mm256_maskstore_ps(p, m, v); }
+  static Reg all(float s) { return _mm256_set1_ps(s); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+
+  // Pairs (input row, output row) of the outputs [first, first + len) that have an input.
+  static int64_t neighbours(const int32_t* row_of, int64_t first, int64_t len, int32_t* in,
+                            int32_t* out) {
+    int64_t n = 0;
+    for (int64_t j = 0; j < len; j += 8) {
+      const Mask valid = mask(len - j >= 8 ? 8 : (int)(len - j));
+      const __m256i i = _mm256_maskload_epi32(row_of + first + j, valid);
+      const int absent = _mm256_movemask_ps(_mm256_castsi256_ps(i));
+      int found = ~absent & _mm256_movemask_ps(_mm256_castsi256_ps(valid));
+      for (; found; found &= found - 1) {
+        const int64_t o = first + j + __builtin_ctz(found);
+        in[n] = row_of[o];
+        out[n++] = (int32_t)o;
+      }
+    }
+    return n;
+  }
+};
+}  // namespace
+
+#include "conv_kernels.h"
+
+const ConvKernels conv_avx2 = {forward, gradient};
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
