@@ -9,13 +9,15 @@ Coordinates are int32 [N, 1+D], (batch, x, y, z) or (batch, x, y), rows ascendin
 Sizes are given per axis, x first, or as one number for all axes.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
+import torch
 from torch import Tensor
 
-from . import backend
+from . import backend, native
 from .reference import kernel_map as reference
 
 MEANINGS = ("spconv", "minkowski")
@@ -246,23 +248,60 @@ def _enlarged_shape(shape, kernel_size, stride, padding, dilation) -> tuple[int,
     return result
 
 
+# ---------------------------------------------------------------------- implementations
+
+
+def _native_offset_table(fine: Tensor, coarse: Tensor, *sizes: tuple[int, ...]) -> Tensor:
+    table = fine.new_empty(math.prod(sizes[0]), len(coarse))
+    fine, coarse = fine.contiguous(), coarse.contiguous()
+    counts = (fine, len(fine), coarse, len(coarse), len(sizes[0]))
+    wrong = native.call("s3d_offset_table", *counts, torch.tensor(sizes), table, native.threads())
+    if wrong:  # the definition finds the same fault and words it
+        return reference.offset_table(fine, coarse, *sizes)
+    return table
+
+
+def _native_reverse_table(table: Tensor, rows: int) -> Tensor:
+    reverse = table.new_empty(len(table), rows)
+    offsets, columns = table.shape
+    native.call(
+        "s3d_reverse_table", table.contiguous(), offsets, columns, rows, reverse, native.threads()
+    )
+    return reverse
+
+
+def _native_cells(definition: Callable, coords: Tensor, *arguments) -> Tensor:
+    *sizes, shape = arguments
+    dims = coords.shape[1] - 1
+    limits = torch.tensor(shape or (-1,) * dims)
+    up = int(definition is reference.spread_cells)
+    found = native.call(
+        "s3d_cells_find", coords.contiguous(), len(coords), dims, torch.tensor(sizes), limits, up
+    )
+    if not found:  # past int32: the definition says so
+        return definition(coords, *arguments)
+    cells = coords.new_empty(native.call("s3d_cells_count", found), 1 + dims)
+    native.call("s3d_cells_take", found, dims, cells)
+    return cells
+
+
 OFFSET_TABLE = {
     "reference": reference.offset_table,
-    "native": reference.offset_table,
+    "native": _native_offset_table,
     "cuda": reference.offset_table,
 }
 REVERSE_TABLE = {
     "reference": reference.reverse_table,
-    "native": reference.reverse_table,
+    "native": _native_reverse_table,
     "cuda": reference.reverse_table,
 }
 REACHED_CELLS = {
     "reference": reference.reached_cells,
-    "native": reference.reached_cells,
+    "native": partial(_native_cells, reference.reached_cells),
     "cuda": reference.reached_cells,
 }
 SPREAD_CELLS = {
     "reference": reference.spread_cells,
-    "native": reference.spread_cells,
+    "native": partial(_native_cells, reference.spread_cells),
     "cuda": reference.spread_cells,
 }

@@ -43,8 +43,28 @@ def offset_table(
     # the first and the last offset are opposite corners of all the cells that can be asked for
     space = KeySpace.around(fine.long(), wanted[0], wanted[-1])
     keys = space.keys(fine)
+    for name, own, ascending in (
+        ("fine", fine, keys),
+        ("coarse", coarse, space.keys(wanted[0])),
+    ):
+        check_ascending(name, own, ascending)
     rows = [find_sorted(keys, space.keys(cells)) for cells in wanted]
     return torch.stack(rows).int()
+
+
+def check_ascending(name: str, coords: Tensor, keys: Tensor) -> None:
+    """Refuses rows of ``coords`` [N, 1+D] whose ``keys`` [N] do not ascend strictly."""
+    wrong = (keys[1:] <= keys[:-1]).nonzero()
+    if len(wrong):
+        refuse_order(name, coords, int(wrong[0]) + 1)
+
+
+def refuse_order(name: str, coords: Tensor, row: int) -> None:
+    before, here = coords[row - 1].tolist(), coords[row].tolist()
+    raise ValueError(
+        f"row {row} of the {name} coords is {here} and follows {before}; rows must be distinct and "
+        "ascend by (batch, x, y, z): SparseVoxels.from_coords sorts them"
+    )
 
 
 def reached_cells(
