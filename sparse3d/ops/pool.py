@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import backend
+from . import backend, native
 from .reference import pool as reference
 from .voxelize import segment_reduce
 
@@ -106,18 +106,52 @@ def _backward_max(ctx, grad, _):
 _pool_sum.register_autograd(_backward_sum, setup_context=_setup_sum)
 _pool_max.register_autograd(_backward_max, setup_context=_setup_max)
 
+# ---------------------------------------------------------------------- implementations
+
+
+def _native_sum(features: Tensor, table: Tensor) -> Tensor:
+    if features.dtype != torch.float32:
+        return reference.pool_sum(features, table)
+    offsets, rows = table.shape
+    out = features.new_empty(rows, features.shape[1])
+    sizes = (rows, offsets, features.shape[1])
+    native.call("s3d_pool_sum", features, table, *sizes, out, native.threads())
+    return out
+
+
+def _native_max(features: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    if features.dtype != torch.float32:
+        return reference.pool_max(features, table)
+    offsets, rows = table.shape
+    out = features.new_empty(rows, features.shape[1])
+    holder = table.new_empty(out.shape)
+    sizes = (rows, offsets, features.shape[1])
+    native.call("s3d_pool_max", features, table, *sizes, out, holder, native.threads())
+    return out, holder
+
+
+def _native_max_grad(grad: Tensor, holder: Tensor, reverse: Tensor) -> Tensor:
+    if grad.dtype != torch.float32:
+        return reference.pool_max_grad(grad, holder, reverse)
+    offsets, rows = reverse.shape
+    out = grad.new_empty(rows, grad.shape[1])
+    sizes = (rows, offsets, grad.shape[1])
+    native.call("s3d_pool_max_grad", grad, holder, reverse, *sizes, out, native.threads())
+    return out
+
+
 POOL_SUM = {
     "reference": reference.pool_sum,
-    "native": reference.pool_sum,
+    "native": _native_sum,
     "cuda": reference.pool_sum,
 }
 POOL_MAX = {
     "reference": reference.pool_max,
-    "native": reference.pool_max,
+    "native": _native_max,
     "cuda": reference.pool_max,
 }
 POOL_MAX_GRAD = {
     "reference": reference.pool_max_grad,
-    "native": reference.pool_max_grad,
+    "native": _native_max_grad,
     "cuda": reference.pool_max_grad,
 }
