@@ -13,6 +13,8 @@ REDUCTIONS = ("max", "mean", "sum")
 def sparse_pool(features: Tensor, table: Tensor, reverse: Tensor, reduce: str) -> Tensor:
     """Pools rows of features over a kernel map.
 
+    Half precision is summed in float32.
+
     Args:
         features: [N, C] float.
         table: [K, M] int32, the input row for each offset and output row, -1 where none.
@@ -33,12 +35,14 @@ def sparse_pool(features: Tensor, table: Tensor, reverse: Tensor, reduce: str) -
             f"reverse has shape {tuple(reverse.shape)}; it must be {(len(table), len(features))}: "
             "one row per offset, one column per row of features"
         )
+    values = features.float() if features.dtype.itemsize < 4 else features
     if reduce == "max":
-        return _pool_max(features, table, reverse)[0]
-    total = _pool_sum(features, table, reverse)
-    if reduce == "sum":
-        return total
-    return total / (table >= 0).sum(0).clamp(min=1)[:, None].to(total.dtype)
+        pooled = _pool_max(values, table, reverse)[0]
+    else:
+        pooled = _pool_sum(values, table, reverse)
+    if reduce == "mean":
+        pooled = pooled / (table >= 0).sum(0).clamp(min=1)[:, None].to(pooled.dtype)
+    return pooled.to(features.dtype)
 
 
 def global_pool(features: Tensor, batch_index: Tensor, batch_size: int, reduce: str) -> Tensor:
