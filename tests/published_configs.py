@@ -151,3 +151,58 @@ def voxelnext_head(config: dict, classes: int) -> dict:
         "kernel_size": config.get("KERNEL_SIZE_HEAD", 3),
         **center_options(config, classes),
     }
+
+
+# ---------------------------------------------------------------- point encoders, DSVT
+
+
+def dynamic_encoder(config: dict) -> dict:
+    """DynamicPillarVFE, or its voxel variant DynamicPillarVFE_3d; a detector file says NAME."""
+    return {
+        "type": "DynamicEncoder",
+        "channels": config["NUM_FILTERS"],
+        "pillar": config.get("kind", config.get("NAME")) == "DynamicPillarVFE",
+    }
+
+
+def dsvt(config: dict) -> dict:
+    """DSVT."""
+    layer = config["INPUT_LAYER"]
+    return {
+        "type": "DSVT",
+        "channels": config["d_model"],
+        "blocks": [count for _, count in layer["set_info"]],
+        "set_size": [size for size, _ in layer["set_info"]],
+        "window": layer["window_shape"],
+        "hybrid_factor": layer["hybrid_factor"],
+        "shift": [shift for _, shift in layer["shifts_list"]],
+        "strides": layer["downsample_stride"],
+        "reduction": config.get("reduction_type", "attention"),
+        "heads": config["nhead"],
+        "ffn_channels": config["dim_feedforward"],
+        "normalize_pos": layer["normalize_pos"],
+    }
+
+
+# ---------------------------------------------------------------- whole detectors
+
+
+def detector(config: dict) -> dict:
+    """A detector with the roles backbone_3d, dense_head and, if there, vfe and backbone_2d."""
+    names, head = config["class_names"], config["dense_head"]
+    backbone = config["backbone_3d"]
+    heads = {
+        "CenterHead": lambda: center_head(head, len(names)),
+        "VoxelNeXtHead": lambda: voxelnext_head(head, len(names)),
+        "TransFusionHead": lambda: transfusion_head(head, names),
+    }
+    return {
+        "type": "VoxelDetector",
+        "point_range": config["point_cloud_range"],
+        "voxel_size": config["voxel_size"],
+        "class_names": names,
+        "encoder": dynamic_encoder(config["vfe"]) if "vfe" in config else {"type": "MeanEncoder"},
+        "backbone": dsvt(backbone) if backbone["NAME"] == "DSVT" else sparse_backbone(backbone),
+        "bev_backbone": bev_backbone(config["backbone_2d"]) if "backbone_2d" in config else None,
+        "head": heads[head["NAME"]](),
+    }
