@@ -43,7 +43,8 @@ def make_world(args: argparse.Namespace) -> int:
     """Generate the procedural streets."""
     from sparse3d.datasets.world import make_world
 
-    counts = {"train": args.train, "val": args.val, "test": args.test}
+    asked = {"train": args.train, "val": args.val, "test": args.test}
+    counts = {s: count for s, count in asked.items() if count} or {"train": 1000, "val": 200}
     folder = make_world(
         Path(args.root), args.name, args.sensor, counts, seed=args.seed, workers=args.workers
     )
@@ -88,9 +89,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     world.add_argument(
         "--sensor", default="hdl64", help="a name in sparse3d.datasets.world.SENSORS"
     )
-    world.add_argument("--train", type=int, default=1000, help="frames (1000)")
-    world.add_argument("--val", type=int, default=200, help="frames (200)")
-    world.add_argument("--test", type=int, default=200, help="frames (200)")
+    for split in ("train", "val", "test"):
+        text = "frames (none of the three given: 1000 to train, 200 to validate)"
+        world.add_argument(f"--{split}", type=int, default=0, help=text)
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--workers", type=int, default=1, help="processes (1)")
     world.set_defaults(run=make_world)

@@ -325,34 +325,35 @@ def _sizes(found: Survey) -> list[Problem]:
     problems = []
     for label, name in enumerate(found.class_names):
         boxes = found.boxes[found.labels == label]
-        if not len(boxes):
-            continue
-        length, width, height = (float(v) for v in boxes[:, 3:6].median(0).values)
-        said = f"the median {name} is {length:.2f} long, {width:.2f} wide, {height:.2f} high"
-        usual = _usual_size(name)
-        if usual is None:
-            if not 0.05 < max(length, width, height) < 50:
-                problems.append(Problem(WARNING, said, "sizes must be in metres"))
-            continue
-        lengths, heights, is_long = usual
-        if is_long and width > 1.1 * length:
-            remedy = "swap dx and dy: dx is the length along the heading, dy the width"
-            problems.append(Problem(ERROR, f"{said}: wider than long", remedy))
-        elif not (lengths[0] < length < lengths[1] and heights[0] < height < heights[1]):
-            remedy = (
-                f"sizes are dx, dy, dz = length, width, height in metres; usual are {lengths[0]} "
-                f"to {lengths[1]} m long and {heights[0]} to {heights[1]} m high"
-            )
-            few = len(boxes) < 5 or max(length, height) < 2 * max(lengths[1], heights[1])
-            wrong_order = height > length and is_long
-            level = ERROR if wrong_order or not few else WARNING
-            problems.append(Problem(level, said, remedy))
+        if len(boxes):
+            problem = _size(name, boxes[:, 3:6].median(0).values.tolist(), len(boxes))
+            problems += [problem] if problem else []
     return problems
 
 
-def _usual_size(name: str):
+def _size(name: str, median: list[float], count: int) -> Problem | None:
+    """What is odd about the median length, width and height of ``count`` boxes of a class."""
+    length, width, height = median
+    said = f"the median {name} is {length:.2f} long, {width:.2f} wide, {height:.2f} high"
     words = name.lower().replace("_", " ").replace("-", " ").split()
-    return next((KNOWN_SIZES[word] for word in words if word in KNOWN_SIZES), None)
+    usual = next((KNOWN_SIZES[word] for word in words if word in KNOWN_SIZES), None)
+    if usual is None:
+        fits = 0.05 < max(median) < 50
+        return None if fits else Problem(WARNING, said, "sizes must be in metres")
+    lengths, heights, is_long = usual
+    fits = lengths[0] < length < lengths[1] and heights[0] < height < heights[1]
+    wrong_order = is_long and not fits and height > max(length, width)
+    if is_long and width > 1.1 * length and not wrong_order:
+        remedy = "swap dx and dy: dx is the length along the heading, dy the width"
+        return Problem(ERROR, f"{said}: wider than long", remedy)
+    if fits:
+        return None
+    gross = count >= 5 and not 0.5 * lengths[0] < max(median) < 2 * max(lengths[1], heights[1])
+    remedy = (
+        f"sizes are dx, dy, dz = length, width, height in metres; usual are {lengths[0]} to "
+        f"{lengths[1]} m long and {heights[0]} to {heights[1]} m high"
+    )
+    return Problem(ERROR if wrong_order or gross else WARNING, said, remedy)
 
 
 def _headings(found: Survey) -> list[Problem]:

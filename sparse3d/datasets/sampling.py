@@ -4,7 +4,6 @@ Yan et al., "SECOND: Sparsely Embedded Convolutional Detection", 2018.
 """
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,14 +70,13 @@ class ObjectDatabase:
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".npz")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(unfinished, "wb") as file:
                 np.savez(file, **{k: np.asarray(v) for k, v in vars(self).items()})
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def build_database(

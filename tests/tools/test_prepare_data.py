@@ -1,0 +1,100 @@
+"""tools/prepare_data.py from the command line."""
+
+import numpy as np
+import pytest
+
+from sparse3d.datasets.sampling import ObjectDatabase
+from tests.conftest import real_data
+from tests.datasets.test_kitti import write_frame
+from tools.prepare_data import main, parse_args
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config over a KITTI folder of two frames with a car that holds points."""
+    draw = np.random.default_rng(0)
+    for frame in ("000000", "000001"):
+        car = draw.uniform(-0.5, 0.5, (60, 3)) * [3.9, 1.5, 1.4] + [20.27, 0, -0.83]
+        ground = draw.uniform([2, -20, -1.7], [60, 20, -1.6], (500, 3))
+        points = np.c_[np.r_[car, ground], draw.uniform(0, 1, 560)]
+        write_frame(tmp_path / "kitti", frame, points=points)
+    path = tmp_path / "config.py"
+    path.write_text(
+        f"""
+sampling = dict(type="GroundTruthSampling", database="{tmp_path}/objects", counts=dict(Car=5))
+dataset = dict(
+    type="KittiDataset", data_root="{tmp_path}/kitti", class_names=["Car"],
+    point_range=[0, -40, -3, 70.4, 40, 1], transforms=[sampling, dict(type="RandomFlip")],
+)
+train_dataloader = dict(batch_size=1, dataset=dataset)
+"""
+    )
+    return path
+
+
+def test_database_is_written_where_the_config_reads_it(config, capsys):
+    assert main(["database", str(config)]) == 0
+    objects = ObjectDatabase.open(config.parent / "objects" / "Car.npz")
+    assert len(objects) == 2 and objects.sample_ids == ["000000", "000001"]
+    assert (objects.counts >= 55).all() and objects.boxes.shape == (2, 7)
+    assert "2 objects" in capsys.readouterr().out
+
+
+def test_database_takes_a_folder_and_a_limit(config, tmp_path):
+    arguments = ["database", str(config), "--out", str(tmp_path / "few"), "--limit", "1"]
+    assert main(arguments) == 0
+    first = ObjectDatabase.open(tmp_path / "few" / "Car.npz")
+    assert len(first) == 1
+    assert main(arguments) == 0
+    assert ObjectDatabase.open(tmp_path / "few" / "Car.npz").sample_ids == first.sample_ids
+
+
+def test_check_is_content_with_good_data(config, capsys):
+    assert main(["check", str(config)]) == 0
+    out = capsys.readouterr().out
+    assert "2 frames" in out and "nothing serious found" in out
+
+
+def test_check_says_what_is_wrong_and_exits_with_1(config, capsys):
+    option = "train_dataloader.dataset.class_names=['car']"
+    assert main(["check", str(config), "--cfg-options", option]) == 1
+    out = capsys.readouterr().out
+    assert "no box is a 'car'" in out and "Car (2)" in out and "remedy" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["check", "--subset", "val"], "has no val_dataloader"),
+        (["check", "--cfg-options", "train_dataloader.dataset.data_root=/nowhere"], "/nowhere"),
+        (["database", "--cfg-options", "train_dataloader.dataset.transforms=[]"], "--out FOLDER"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(config, capsys, arguments, message):
+    assert main([arguments[0], str(config), *arguments[1:]]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_world_makes_frames_of_the_asked_splits(tmp_path, capsys):
+    pytest.importorskip("open3d")
+    arguments = ["world", "--root", str(tmp_path), "--name", "small", "--sensor", "hdl32"]
+    assert main([*arguments, "--train", "1", "--seed", "3"]) == 0
+    assert len(list((tmp_path / "small" / "train").glob("*.npz"))) == 1
+    assert "1 train" in capsys.readouterr().out
+
+
+def test_a_command_is_needed():
+    with pytest.raises(SystemExit):
+        parse_args([])
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("root", real_data("kitti"), ids=lambda p: p.name)
+def test_real_frames_give_a_database(root, tmp_path, capsys):
+    path = tmp_path / "config.py"
+    path.write_text(
+        f'train_dataloader = dict(dataset=dict(type="KittiDataset", data_root="{root}"))\n'
+    )
+    assert main(["database", str(path), "--out", str(tmp_path / "objects")]) == 0
+    cars = ObjectDatabase.open(tmp_path / "objects" / "Car.npz")
+    assert len(cars) > 0 and cars.counts.min() >= 1 and np.isfinite(cars.points).all()
