@@ -14,6 +14,7 @@ class RowBatchNorm(nn.BatchNorm1d):
 
     def forward(self, rows: Tensor, counts: Tensor | None = None) -> Tensor:
         """Normalised ``rows`` [U, C]; ``counts`` [U] occurrences of each, one where None."""
+        rows = rows.float() if rows.dtype == torch.bfloat16 else rows  # statistics need the digits
         if not self.training:
             return self._normalize(rows, False)
         if counts is None:
@@ -21,10 +22,10 @@ class RowBatchNorm(nn.BatchNorm1d):
         total = counts.sum()
         if total < 2:
             return self._normalize(rows, False)
-        shares = (counts / total).to(rows.dtype)
-        mean = shares @ rows
+        shares = (counts / total).to(rows.dtype)[:, None]
+        mean = (shares * rows).sum(0)
         centred = rows - mean
-        variance = shares @ centred.square()
+        variance = (shares * centred.square()).sum(0)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
