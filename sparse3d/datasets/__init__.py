@@ -1,6 +1,6 @@
 """Data sets: one file each, yielding Samples. Importing this room registers all of them."""
 
-from . import kitti, nuscenes, sampling, transforms
+from . import kitti, nuscenes, sampling, transforms, world
 from .base import PointDataset
 
-__all__ = ["PointDataset", "kitti", "nuscenes", "sampling", "transforms"]
+__all__ = ["PointDataset", "kitti", "nuscenes", "sampling", "transforms", "world"]

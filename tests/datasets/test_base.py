@@ -1,5 +1,7 @@
 """The base of the data sets: classes, seeding, range, and what it does with bad files."""
 
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
@@ -186,3 +188,14 @@ def test_a_damaged_picture_is_named(tmp_path):
     (tmp_path / "torn.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"torn\.jpg"):
         read_image(tmp_path / "torn.jpg")
+
+
+def test_the_room_is_imported_without_the_heavy_libraries():
+    """Reading points needs no ray caster and no image library."""
+    code = (
+        "import sys, sparse3d.datasets; from sparse3d.registry import DATASETS;"
+        "assert DATASETS.get('KittiDataset') and DATASETS.get('NuScenesDataset');"
+        "assert DATASETS.get('WorldStreets'); print('open3d' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"
