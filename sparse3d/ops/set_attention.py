@@ -45,6 +45,8 @@ def set_attention(
 
 
 def _native(qkv, position, position_index, order, offsets, heads):
+    if qkv.dtype == torch.bfloat16:  # twice as fast as torch's attention in bfloat16
+        return _native(qkv.float(), position, position_index, order, offsets, heads).bfloat16()
     if qkv.dtype != torch.float32 or qkv.shape[1] // 3 // heads > _MOST_PER_HEAD:
         return reference.set_attention(qkv, position, position_index, order, offsets, heads)
     position = position.to(qkv.dtype)
