@@ -9,10 +9,10 @@ from .materials import Material as M
 from .shapes import Mesh, box, boxes, ellipsoid, leafy_box, leaves, merge, sheet, tube
 
 
-def tree(rng: np.random.Generator, density: float = 1.0) -> Mesh:
-    """A trunk with branches and a crown of leaves; ``density`` scales the leaves."""
+def tree(rng: np.random.Generator) -> Mesh:
+    """A trunk with branches and a crown of leaves."""
     tall = rng.uniform(3.5, 13)
-    thick = rng.uniform(0.07, 0.12) + 0.018 * tall
+    thick = rng.uniform(0.04, 0.08) + 0.013 * tall
     bare = min(rng.uniform(1.2, 3.2), 0.5 * tall)
     lean = rng.normal(0, 0.25, 2)
     fork = np.array([lean[0], lean[1], 0.6 * tall])
@@ -25,18 +25,14 @@ def tree(rng: np.random.Generator, density: float = 1.0) -> Mesh:
             tube(fork * (1, 1, rng.uniform(0.5, 0.9)), end, (thick * 0.5, 0.03), M.BARK, 4)
         )
     lobes = rng.integers(2, 5)
-    count = int(min(60 + 9 * wide * (tall - bare), 420) * density / lobes)
+    count = int(min(100 + 16 * wide * (tall - bare), 600) / lobes)
     for _ in range(lobes):
         shift = rng.normal(0, 0.3, 3) * (wide, wide, (tall - bare) / 2)
         radii = np.array([wide, wide, (tall - bare) / 2]) * rng.uniform(0.5, 0.85, 3)
         parts.append(leaves(rng, count, middle + shift, radii, rng.uniform(0.22, 0.42)))
     mesh = merge(parts)
-    low = rng.uniform(0.3, 0.9) * bare
-    mesh.vertices[:, 2] = np.where(
-        (mesh.vertices[:, 2] < low) & (np.abs(mesh.vertices[:, :2]).max(1) > 2 * thick),
-        low + 0.1 * mesh.vertices[:, 2] % 0.5,
-        mesh.vertices[:, 2],
-    )
+    crown = np.hypot(*mesh.vertices[:, :2].T) > 2 * thick
+    mesh.vertices[crown, 2] = np.maximum(mesh.vertices[crown, 2], rng.uniform(0.3, 0.9) * bare)
     return mesh
 
 
@@ -57,10 +53,10 @@ def bush(rng: np.random.Generator) -> Mesh:
     """A shrub of one to three tufts."""
     parts = []
     for _ in range(rng.integers(1, 4)):
-        radii = rng.uniform(0.35, 1.3, 3) * (1, 1, 0.8)
+        radii = rng.uniform(0.4, 1.5, 3) * (1, 1, 0.9)
         place = np.append(rng.normal(0, 0.5, 2), 0.7 * radii[2])
-        count = int(40 + 55 * radii[0] * radii[1])
-        parts.append(leaves(rng, count, place, radii, rng.uniform(0.14, 0.3)))
+        count = int(50 + 90 * radii[0] * radii[1])
+        parts.append(leaves(rng, count, place, radii, rng.uniform(0.16, 0.34)))
         parts.append(ellipsoid(place, radii * 0.55, M.LEAVES, 4, 6))
     return merge(parts)
 
@@ -68,10 +64,26 @@ def bush(rng: np.random.Generator) -> Mesh:
 def hedge(rng: np.random.Generator, length: float) -> Mesh:
     """A clipped or overgrown hedge along x."""
     tall, deep = rng.uniform(0.7, 2.6), rng.uniform(0.4, 1.3)
-    count = int(min(28 * length * tall, 700))
+    count = int(min(32 * length * tall, 700))
     size = rng.uniform(0.15, 0.3)
     core = box((0, 0, tall * 0.45), (length, deep * 0.55, tall * 0.9), M.LEAVES)
     return merge([core, leafy_box(rng, count, (0, 0, tall / 2), (length, deep, tall), size)])
+
+
+def thicket(rng: np.random.Generator, length: float) -> Mesh:
+    """Untended growth along x: shrubs, tall grass, saplings."""
+    parts = []
+    tall = rng.uniform(0.4, 2.8)
+    x = -length / 2
+    while x < length / 2:
+        radii = rng.uniform((0.6, 0.5, 0.5), (1.8, 1.5, 1.0)) * (1, 1, tall)
+        place = np.array([x, rng.normal(0, 0.35), radii[2] * 0.75])
+        count = int(min(40 + 110 * radii[0] * radii[2], 260))
+        parts.append(leaves(rng, count, place, radii, rng.uniform(0.16, 0.36)))
+        if rng.random() < 0.5:
+            parts.append(ellipsoid(place * (1, 1, 0.6), radii * 0.5, M.LEAVES, 4, 6))
+        x += radii[0] * rng.uniform(0.7, 1.6)
+    return merge(parts)
 
 
 def wall(rng: np.random.Generator, length: float) -> Mesh:
@@ -198,6 +210,60 @@ def _shelter(rng: np.random.Generator) -> Mesh:
     )
     roof = box((0, 0, tall), (deep, wide, 0.1), M.METAL)
     return merge([glass, roof, boxes(posts, (0.07, 0.07, tall), M.METAL)])
+
+
+def trailer(rng: np.random.Generator) -> Mesh:
+    """A parked trailer, caravan, container or shed: as big as a car and none."""
+    length, width, tall = rng.uniform((1.8, 1.3, 0.9), (5.5, 2.2, 2.5))
+    if rng.random() < 0.4:
+        return box((0, 0, tall / 2), (length, width, tall), rng.choice([M.METAL, M.BARK, M.WALL]))
+    floor = rng.uniform(0.3, 0.6)
+    body = box((0, 0, (floor + tall) / 2), (length, width, tall - floor), M.PAINT)
+    if tall < 1.4:
+        sides = np.array([(0, width / 2, 0), (0, -width / 2, 0)]) + np.array([0, 0, floor + 0.2])
+        ends = np.array([(length / 2, 0, 0), (-length / 2, 0, 0)]) + np.array([0, 0, floor + 0.2])
+        body = merge(
+            [
+                box((0, 0, floor), (length, width, 0.08), M.METAL),
+                boxes(sides, (length, 0.05, 0.4), M.METAL),
+                boxes(ends, (0.05, width, 0.4), M.METAL),
+            ]
+        )
+    radius = 0.3
+    wheels = [
+        tube(
+            (0, s * width / 2, radius),
+            (0, s * (width / 2 - 0.2), radius),
+            (radius, radius),
+            M.RUBBER,
+            8,
+        )
+        for s in (1, -1)
+    ]
+    bar = tube((length / 2, 0, 0.45), (length / 2 + 1.1, 0, 0.45), (0.05, 0.05), M.METAL, 4)
+    return merge([body, bar, *wheels])
+
+
+def scooter(rng: np.random.Generator) -> Mesh:
+    """A parked scooter or motorcycle."""
+    tall, wheel = rng.uniform(0.75, 0.95), rng.uniform(0.24, 0.33)
+    parts = [
+        ellipsoid((-0.25, 0, tall * 0.72), (0.45, 0.17, 0.22), M.PAINT, 4, 7),
+        ellipsoid((0.05, 0, tall * 0.5), (0.45, 0.14, 0.2), M.METAL, 4, 7),
+        tube((0.62, 0, wheel), (0.42, 0, tall + 0.15), (0.05, 0.05), M.METAL, 5),
+        tube((0.42, -0.33, tall + 0.15), (0.42, 0.33, tall + 0.15), (0.025, 0.025), M.METAL, 4),
+    ]
+    for x in (0.64, -0.6):
+        parts.append(tube((x, 0.06, wheel), (x, -0.06, wheel), (wheel, wheel), M.RUBBER, 8))
+    return merge(parts)
+
+
+def heap(rng: np.random.Generator) -> Mesh:
+    """A heap of earth, stones or leaves."""
+    radii = rng.uniform((0.6, 0.5, 0.3), (2.6, 1.8, 1.5))
+    mesh = ellipsoid((0, 0, 0), radii, rng.choice([M.GRASS, M.WALL, M.BARK]), 7, 9)
+    mesh.vertices *= rng.uniform(0.8, 1.15, (len(mesh.vertices), 1))
+    return mesh
 
 
 def building(rng: np.random.Generator, length: float, depth: float) -> Mesh:

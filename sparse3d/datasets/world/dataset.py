@@ -21,9 +21,9 @@ KITTI_VIEW = (81.0, 13.0, 15.6)
 class WorldStreets(PointDataset):
     """Streets made by ``make_world``.
 
-    ``names`` are 'car', 'truck', 'cyclist', 'pedestrian' and 'van'. A van gets no label unless asked
-    for by name (KITTI does not count vans as cars either); a bus is named 'truck' unless 'bus' is
-    among the classes.
+    ``names`` are 'car', 'truck', 'cyclist', 'pedestrian' and 'van'. A van gets no label unless
+    asked for by name (KITTI does not count vans as cars either); a bus is named 'truck' unless
+    'bus' is among the classes.
     """
 
     name = "world"
@@ -43,8 +43,8 @@ class WorldStreets(PointDataset):
             data_root: the world's folder, with ``info.json``.
             split: 'train', 'val' or 'test'.
             class_names: classes in the order of the labels.
-            fov_deg: keep only points within this angle about +x; or (across, up, down), degrees: those
-                that fall into a camera's picture, as cropped files hold; KITTI's: ``KITTI_VIEW``.
+            fov_deg: keep only points within this angle about +x; or (across, up, down), degrees:
+                those that fall into a camera's picture, as cropped files hold (``KITTI_VIEW``).
             min_points: boxes with fewer points left on them are dropped.
             velocity: whether boxes keep their velocity columns.
             limit: use only this many frames.

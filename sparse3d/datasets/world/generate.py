@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from .ground import ROAD
-from .materials import CLASS_NAMES, KINDS, LABEL_OF_KIND, SEMANTICS
+from .layout import lay_out
+from .materials import CLASS_NAMES, KINDS, LABEL_OF_KIND, SEMANTICS, Material
 from .sensors import SENSORS, Sensor, scan
 from .shapes import turned
-from .streets import REACH, Street, lay_out
+from .streets import REACH, Street
 
 SPLITS = ("train", "val", "test")
 FRAMES_PER_SPLIT = 10_000_000
@@ -98,6 +99,7 @@ def observe(street: Street, sensor: Sensor, rng: np.random.Generator, time: floa
     echoes = scan(sensor, rng, local, faces, material, owner)
     owners = owner[echoes.faces]
     semantic = np.array([ROAD, *(thing.semantic for thing in street.things)], np.uint8)[owners]
+    semantic = _by_material(semantic, material[echoes.faces])
     on_ground = owners == 0
     semantic[on_ground] = ground_semantic[echoes.faces[on_ground]]
     seen = np.bincount(owners, minlength=len(meshes))[1:]
@@ -106,6 +108,17 @@ def observe(street: Street, sensor: Sensor, rng: np.random.Generator, time: floa
     counts = np.bincount(instance[instance >= 0], minlength=len(boxes)).astype(np.int32)
     labels = np.array([LABEL_OF_KIND[KINDS[kind]] for kind in kinds], np.int64)
     return Frame(echoes.points, boxes, labels, kinds, counts, semantic, instance)
+
+
+def _by_material(semantic: np.ndarray, material: np.ndarray) -> np.ndarray:
+    """Trunks among the vegetation and signs on poles, by what was hit."""
+    for whole, stuff, part in (
+        ("vegetation", Material.BARK, "trunk"),
+        ("pole", Material.SIGN, "sign"),
+    ):
+        mask = (semantic == SEMANTICS.index(whole)) & (material == stuff)
+        semantic[mask] = SEMANTICS.index(part)
+    return semantic
 
 
 def _truth(street: Street, sensor: Sensor, eye: np.ndarray, time: float, seen: np.ndarray):

@@ -108,7 +108,7 @@ class Road:
         ss, tt = np.meshgrid(s, t, indexing="ij")
         z = self.height(ss, tt)
         land = (tt > walks[0]) | (tt < walks[1])
-        rough = 0.004 if self.paved else rng.uniform(0.01, 0.06)
+        rough = 0.004 if self.paved else rng.uniform(0.003, 0.03)
         z = z + rng.normal(0, 1, z.shape) * np.where(land, rough, 0.004)
         x, y = self.place(ss, tt)
         material, semantic = self._cover(rng, s, t)

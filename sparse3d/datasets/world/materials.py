@@ -41,6 +41,7 @@ class Surface:
         lost: share of the rays that come back from nowhere (mirrored away).
         glancing: how much more is lost at a glancing angle, 0..1.
         rough: depth of the surface, metres (standard deviation of the range along the ray).
+        gloss: share of the intensity that a glancing ray loses.
     """
 
     reflectance: float
@@ -50,6 +51,7 @@ class Surface:
     lost: float = 0.01
     glancing: float = 0.0
     rough: float = 0.0
+    gloss: float = 0.2
 
 
 # Means follow what is published for 905 nm scanners; spreads are wide on purpose, so that a
@@ -57,7 +59,7 @@ class Surface:
 SURFACES = {
     Material.ASPHALT: Surface(0.24, 0.07, 0.07, lost=0.02, glancing=0.15),
     Material.PAVING: Surface(0.30, 0.06, 0.06, lost=0.02, glancing=0.1),
-    Material.GRASS: Surface(0.32, 0.06, 0.09, rough=0.03),
+    Material.GRASS: Surface(0.32, 0.06, 0.09, rough=0.02),
     Material.MARKING: Surface(0.45, 0.1, 0.12),
     Material.WALL: Surface(0.42, 0.12, 0.07, lost=0.01),
     Material.WINDOW: Surface(0.15, 0.08, 0.1, through=0.0, lost=0.55),
@@ -65,15 +67,15 @@ SURFACES = {
     Material.BARK: Surface(0.30, 0.08, 0.12),
     Material.METAL: Surface(0.22, 0.12, 0.14, lost=0.08),
     Material.SIGN: Surface(0.55, 0.2, 0.25, lost=0.02),
-    Material.PAINT: Surface(0.17, 0.14, 0.08, lost=0.03, glancing=0.8),
-    Material.GLASS: Surface(0.05, 0.03, 0.05, through=0.72, lost=0.18, glancing=0.5),
+    Material.PAINT: Surface(0.17, 0.14, 0.07, lost=0.06, glancing=0.85, gloss=0.8),
+    Material.GLASS: Surface(0.05, 0.03, 0.05, through=0.7, lost=0.4, glancing=0.5),
     Material.RUBBER: Surface(0.06, 0.04, 0.05, lost=0.10),
     Material.RIM: Surface(0.3, 0.15, 0.2, lost=0.15),
     Material.LAMP: Surface(0.7, 0.2, 0.3, lost=0.1),
     Material.CLOTH: Surface(0.25, 0.15, 0.10, lost=0.03, rough=0.01),
     Material.SKIN: Surface(0.35, 0.08, 0.10, lost=0.03),
     Material.PLASTIC: Surface(0.28, 0.15, 0.08, lost=0.03),
-    Material.LATTICE: Surface(0.25, 0.1, 0.15, through=0.6, lost=0.03),
+    Material.LATTICE: Surface(0.25, 0.1, 0.15, through=0.5, lost=0.03),
     Material.INTERIOR: Surface(0.12, 0.06, 0.06, lost=0.25),
 }
 

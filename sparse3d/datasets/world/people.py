@@ -3,12 +3,10 @@
 A maker returns the mesh and the size (length, width, height) of its bounds in metres; x is forward.
 """
 
-from itertools import pairwise
-
 import numpy as np
 
 from .materials import Material as M
-from .shapes import Mesh, box, disc, ellipsoid, merge, tube
+from .shapes import Mesh, box, disc, ellipsoid, merge, ring, tube
 
 
 def _at(x: float, y: float, z: float) -> np.ndarray:
@@ -68,8 +66,8 @@ def pedestrian(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
     tall = (
         rng.uniform(1.05, 1.5) if rng.random() < 0.1 else np.clip(rng.normal(1.72, 0.09), 1.5, 2.0)
     )
-    wide = rng.uniform(0.10, 0.135) * tall
-    deep = rng.uniform(0.075, 0.115) * tall
+    wide = rng.uniform(0.105, 0.145) * tall
+    deep = rng.uniform(0.08, 0.13) * tall
     walking = rng.random() < 0.75
     stride = rng.uniform(0.15, 0.55) * rng.choice([-1, 1]) if walking else rng.uniform(-0.08, 0.08)
     leg = 0.49 * tall
@@ -117,11 +115,11 @@ def bicycle(rng: np.random.Generator) -> Mesh:
         (crank, seat), (crank, head), (seat - (0, 0, 0.15), head - (0, 0, 0.05)),
         (crank, rear), (seat - (0, 0, 0.15), rear), (front, bar),
     ]  # fmt: skip
-    parts = [tube(a, b, (0.02, 0.02), M.METAL, 4) for a, b in pipes]
+    parts = [tube(a, b, (0.026, 0.026), M.METAL, 4) for a, b in pipes]
     parts.append(tube(bar - (0, 0.28, 0), bar + _at(0, 0.28, 0), (0.018, 0.018), M.METAL, 4))
     parts.append(box(seat + _at(0, 0, 0.03), (0.26, 0.15, 0.07), M.RUBBER))
     for axle in (front, rear):
-        parts.append(_rim(axle, radius))
+        parts.append(ring(axle, radius, 0.03, M.RUBBER))
         parts.append(disc(axle, radius * 0.92, 1, M.LATTICE, 10))
     if rng.random() < 0.4:
         parts.append(
@@ -132,20 +130,14 @@ def bicycle(rng: np.random.Generator) -> Mesh:
     return merge(parts)
 
 
-def _rim(center: np.ndarray, radius: float, sides: int = 10) -> Mesh:
-    angle = np.linspace(0, 2 * np.pi, sides + 1)
-    rim = center + radius * np.stack([np.cos(angle), 0 * angle, np.sin(angle)], 1)
-    return merge([tube(a, b, (0.024, 0.024), M.RUBBER, 4) for a, b in pairwise(rim)])
-
-
 def cyclist(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
     """Somebody riding a bicycle."""
     tall = np.clip(rng.normal(1.73, 0.09), 1.45, 1.95)
     bike = bicycle(rng)
     hip = np.array([-0.24, 0, rng.uniform(0.90, 1.02)])
     lean = rng.uniform(0.1, 0.75)
-    wide = rng.uniform(0.10, 0.13) * tall
-    parts, shoulders = _trunk(hip, lean, tall * 0.97, wide, rng.uniform(0.075, 0.11) * tall)
+    wide = rng.uniform(0.11, 0.15) * tall
+    parts, shoulders = _trunk(hip, lean, tall * 0.97, wide, rng.uniform(0.085, 0.13) * tall)
     pedal = rng.uniform(0, 2 * np.pi)
     for side in (1, -1):
         phase = pedal + (0 if side > 0 else np.pi)
@@ -153,13 +145,13 @@ def cyclist(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
         foot = foot + _at(0, side * 0.11, 0)
         joint = hip + _at(0, side * 0.09, -0.02)
         knee = (joint + foot) / 2 + (rng.uniform(0.14, 0.22), 0, 0.10)
-        parts.append(tube(joint, knee, (0.085, 0.06), M.CLOTH, 5))
+        parts.append(tube(joint, knee, (0.1, 0.075), M.CLOTH, 5))
         parts.append(tube(knee, foot, (0.06, 0.045), M.CLOTH, 5))
         parts.append(box(foot + _at(0.05, 0, -0.02), (0.25, 0.09, 0.07), M.CLOTH))
         hand = np.array([0.30, side * 0.25, 1.02])
         start = shoulders + _at(0, side * (wide + 0.03), 0)
         elbow = (start + hand) / 2 + (-0.03, side * 0.06, -0.06)
-        parts.append(tube(start, elbow, (0.055, 0.045), M.CLOTH, 5))
+        parts.append(tube(start, elbow, (0.065, 0.055), M.CLOTH, 5))
         parts.append(tube(elbow, hand, (0.045, 0.035), M.CLOTH, 5))
     if rng.random() < 0.25:
         parts.append(ellipsoid(shoulders - (0.14, 0, 0.15), (0.14, 0.16, 0.25), M.CLOTH, 4, 7))

@@ -21,7 +21,9 @@ class Plan:
         traffic_mix: shares of cars, vans, trucks and buses.
         pedestrians, cyclists, furniture: expected numbers (furniture per side).
         pole_spacing: mean distance of poles.
-        row_of_trees, rail: probability of a row of trees, of a guard rail.
+        row_of_trees, border: probability of a row of trees, of one fence or the like all along.
+        border_mix: shares of hedges, walls, fences, rails and thickets among these.
+        occupancy: share of the parking places that are taken.
         lots: shares of what lies beyond the sidewalks.
         ego: (t, yaw) of the sensor.
     """
@@ -44,16 +46,18 @@ class Plan:
     furniture: float
     pole_spacing: float
     row_of_trees: float
-    rail: float
+    border: float
+    border_mix: tuple[float, ...]
+    occupancy: float
     lots: dict[str, float]
     ego: tuple[float, float]
 
 
 LOTS = {
-    "residential": {"house": 0.68, "block": 0.08, "wood": 0.14, "meadow": 0.05, "car_park": 0.05},
-    "city": {"house": 0.12, "block": 0.66, "wood": 0.10, "meadow": 0.04, "car_park": 0.08},
-    "avenue": {"house": 0.15, "block": 0.25, "wood": 0.35, "meadow": 0.17, "car_park": 0.08},
-    "rural": {"house": 0.1, "block": 0.0, "wood": 0.45, "meadow": 0.43, "car_park": 0.02},
+    "residential": {"house": 0.60, "block": 0.08, "wood": 0.23, "meadow": 0.05, "car_park": 0.04},
+    "city": {"house": 0.14, "block": 0.55, "wood": 0.20, "meadow": 0.03, "car_park": 0.08},
+    "avenue": {"house": 0.14, "block": 0.2, "wood": 0.45, "meadow": 0.14, "car_park": 0.07},
+    "rural": {"house": 0.1, "block": 0.0, "wood": 0.6, "meadow": 0.28, "car_park": 0.02},
     "yard": {"house": 0.1, "block": 0.25, "wood": 0.15, "meadow": 0.1, "car_park": 0.4},
 }
 PARKING = {
@@ -65,6 +69,13 @@ PARKING = {
     "avenue": (("none", "lane", "bay", "square"), (0.6, 0.2, 0.15, 0.05)),
     "rural": (("none", "lane", "kerb"), (0.85, 0.1, 0.05)),
     "yard": (("none", "lane", "square", "slant"), (0.3, 0.2, 0.35, 0.15)),
+}
+BORDER_MIX = {
+    "residential": (0.38, 0.14, 0.14, 0.0, 0.34),
+    "city": (0.3, 0.17, 0.17, 0.04, 0.32),
+    "avenue": (0.15, 0.08, 0.1, 0.2, 0.47),
+    "rural": (0.05, 0.05, 0.1, 0.3, 0.5),
+    "yard": (0.2, 0.25, 0.4, 0.05, 0.1),
 }
 HEADWAY = {"residential": 45, "city": 22, "avenue": 20, "rural": 45, "yard": 40}
 LANE_WIDTH = {
@@ -114,8 +125,10 @@ def draw_plan(rng: np.random.Generator) -> Plan:
         cyclists=cyclists * rng.gamma(2.0, 0.5),
         furniture=rng.uniform(0, 9) if style != "rural" else rng.uniform(0, 2),
         pole_spacing=rng.uniform(9, 40),
-        row_of_trees=0.3,
-        rail=0.3 if style in ("avenue", "rural") else 0.02,
+        row_of_trees=0.35,
+        border=0.72,
+        border_mix=BORDER_MIX[style],
+        occupancy=rng.uniform(0.05, 1.0),
         lots=LOTS[style],
         ego=_draw_ego(rng, lanes[0], lane_width, style),
     )

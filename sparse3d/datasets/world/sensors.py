@@ -112,6 +112,7 @@ def scan(
     """
     origin, direction = beams(sensor, rng)
     depth, face, cosine = _cast(rng, origin, direction, vertices, faces, material)
+    depth = _veiled(rng, depth)
     hit = face >= 0
     depth, face, cosine = depth[hit], face[hit], cosine[hit]
     origin, direction = origin[hit], direction[hit]
@@ -124,7 +125,7 @@ def scan(
     sigma = rng.uniform(*sensor.noise) + table("rough")[kind]
     depth = depth + rng.normal(0, 1, len(depth)) * sigma
     points = origin[kept] + direction[kept] * depth[:, None]
-    intensity = reflectance * (0.8 + 0.2 * cosine)
+    intensity = reflectance * (1 - table("gloss")[kind] * (1 - cosine))
     intensity = intensity + rng.normal(0, 1, len(depth)) * table("noise")[kind]
     intensity = np.clip(intensity, 0, 1)
     points = np.concatenate([np.round(points, 3), np.round(intensity, 2)[:, None]], 1)
@@ -167,12 +168,25 @@ def _cast(rng, origin, direction, vertices, faces, material, passes: int = 4):
     return depth, face, cosine
 
 
+def _veiled(rng: np.random.Generator, depth: np.ndarray) -> np.ndarray:
+    """Some rays on an edge meet two surfaces, and their range lies in between; few meet dust."""
+    step = np.zeros_like(depth)
+    with np.errstate(invalid="ignore"):
+        step[:-1] = depth[1:] - depth[:-1]
+    edge = (np.abs(step) > 0.3) & (np.abs(step) < 4) & (rng.random(len(depth)) < 0.12)
+    depth = depth + np.where(edge, np.nan_to_num(step, posinf=0, neginf=0), 0) * rng.random(
+        len(depth)
+    )
+    dust = rng.random(len(depth)) < rng.choice([0, 0.0005])
+    return depth * np.where(dust, rng.random(len(depth)), 1)
+
+
 def _reflectances(rng: np.random.Generator, owner: np.ndarray) -> np.ndarray:
     """[things, materials] each thing's own reflectance of each material."""
     count = int(owner.max(initial=0)) + 1
     values = table("reflectance") + rng.normal(0, 1, (count, len(Material))) * table("spread")
-    light = rng.random(count)
-    shade = np.where(light < 0.45, rng.uniform(0.0, 0.1, count), rng.uniform(0.08, 0.45, count))
+    dark = rng.random(count) < 0.4
+    shade = np.where(dark, rng.uniform(0.02, 0.15, count), rng.uniform(0.15, 0.55, count))
     values[:, Material.PAINT] = shade
     values += rng.normal(0, 0.03)
     return np.clip(values, 0.01, 1)
@@ -180,10 +194,9 @@ def _reflectances(rng: np.random.Generator, owner: np.ndarray) -> np.ndarray:
 
 def _returned(rng, kind, reflectance, cosine, depth, farthest: float) -> np.ndarray:
     """Which rays come back: not those mirrored away nor those too weak."""
-    grazing = np.clip(1 - cosine / 0.3, 0, 1) * table("glancing")[kind]
-    lost = table("lost")[kind] * rng.uniform(0.5, 1.5) + grazing * np.clip(
-        1.1 - 1.5 * reflectance, 0, 1
-    )
+    grazing = np.clip(1 - cosine / 0.35, 0, 1) * table("glancing")[kind]
+    dark = np.clip(1.1 - 2 * reflectance, 0, 1)
+    lost = table("lost")[kind] * rng.uniform(0.5, 1.8) + grazing * dark
     signal = reflectance * cosine / (depth / farthest) ** 2
-    weak = np.exp(-signal / rng.uniform(0.003, 0.012))
-    return rng.random(len(kind)) > 1 - (1 - np.clip(lost, 0, 1)) * (1 - weak)
+    weak = np.exp(-signal / rng.uniform(0.004, 0.022))
+    return rng.random(len(kind)) < (1 - np.clip(lost, 0, 1)) * (1 - weak)

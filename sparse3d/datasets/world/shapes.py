@@ -4,6 +4,7 @@ A mesh lives in its object's own frame: x along the heading, y to the left, z up
 ground in the middle of the object, metres.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -130,18 +131,42 @@ def _circle(sides: int) -> np.ndarray:
 def tube(start, end, radii: tuple[float, float], material: int, sides: int = 6) -> Mesh:
     """A round bar from ``start`` to ``end`` [3] with a radius at each end, closed to points."""
     start, end = np.asarray(start, float), np.asarray(end, float)
-    axis = end - start
-    axis = axis / max(np.linalg.norm(axis), 1e-9)
-    helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.8 else np.array([0, 1.0, 0])
-    u = np.cross(axis, helper)
-    u /= np.linalg.norm(u)
-    v = np.cross(axis, u)
+    u, v = _across(*(end - start).tolist())
     circle = _circle(sides)
     ring = circle[:, :1] * u + circle[:, 1:] * v
+    net = _TUBE_RADII @ np.array([[radii[0], 0.0], [0.0, radii[1]]])
+    middle = np.array([start, start, end, end])
+    return sheet(middle[:, None] + net.sum(1)[:, None, None] * ring, material)
+
+
+_TUBE_RADII = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+
+
+def _across(x: float, y: float, z: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two unit vectors at right angles to (x, y, z) and to each other."""
+    length = max(math.sqrt(x * x + y * y + z * z), 1e-9)
+    x, y, z = x / length, y / length, z / length
+    u = (0.0, z, -y) if abs(x) < 0.8 else (-z, 0.0, x)
+    length = math.sqrt(u[0] ** 2 + u[1] ** 2 + u[2] ** 2)
+    u = (u[0] / length, u[1] / length, u[2] / length)
+    v = (y * u[2] - z * u[1], z * u[0] - x * u[2], x * u[1] - y * u[0])
+    return np.array(u), np.array(v)
+
+
+def ring(center, radius: float, thick: float, material: int, sides: int = 10) -> Mesh:
+    """A hoop about the y axis: a tyre."""
+    section = _circle(4) * thick
+    angle = _circle(sides)
+    reach = radius + section[:, 0]
     net = np.stack(
-        [start + 0 * ring, start + radii[0] * ring, end + radii[1] * ring, end + 0 * ring]
+        [
+            angle[:, :1] * reach,
+            np.broadcast_to(section[:, 1], (sides + 1, 5)),
+            angle[:, 1:] * reach,
+        ],
+        -1,
     )
-    return sheet(net, material)
+    return sheet(net + np.asarray(center), material)
 
 
 def ellipsoid(center, radii, material: int, rings: int = 5, sides: int = 8) -> Mesh:

@@ -191,15 +191,23 @@ def _skin(body: Body, u: np.ndarray, panel_rear: bool) -> np.ndarray:
     return skin
 
 
+def _unit_wheel() -> Mesh:
+    """A wheel of radius 1 and width 1, its outer side at y = 0 and its inner side at y = -1."""
+    tyre = tube((0, 0, 0), (0, -1, 0), (1, 1), M.RUBBER, 8)
+    return merge([tyre, disc((0, 0.04, 0), 0.62, 1, M.RIM, 8)])
+
+
+_WHEEL = _unit_wheel()
+
+
 def _wheels(length_places: list[float], half: float, radius: float, width: float) -> Mesh:
+    """A pair of wheels at each of the places along the vehicle."""
     parts = []
     for x in length_places:
         for side in (1, -1):
-            outer, inner = side * (half - 0.03), side * (half - 0.03 - width)
-            parts.append(
-                tube((x, outer, radius), (x, inner, radius), (radius, radius), M.RUBBER, 8)
-            )
-            parts.append(disc((x, outer + side * 0.008, radius), radius * 0.62, 1, M.RIM, 8))
+            vertices = _WHEEL.vertices * (radius, side * width, radius)
+            place = np.array([x, side * (half - 0.03), radius])
+            parts.append(Mesh(vertices + place, _WHEEL.faces, _WHEEL.material))
     return merge(parts)
 
 
