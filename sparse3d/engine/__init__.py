@@ -1,0 +1,3 @@
+"""What turns the crank: runner, hooks, checkpoints. Importing it registers hooks and schedules."""
+
+from . import hooks, optim, progress  # noqa: F401

@@ -1,0 +1,75 @@
+"""Look at a sample and what a model finds: python tools/visualize.py CONFIG [CHECKPOINT]"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from sparse3d.engine.checkpoints import load_weights
+from sparse3d.engine.runner import load_config
+from sparse3d.registry import DATASETS, MODELS
+from sparse3d.structures import collate
+from sparse3d.visualization import open3d_view, report
+from sparse3d.visualization.scene import Scene
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Draw a sample with its boxes.")
+    parser.add_argument("config", help="a file of configs/")
+    parser.add_argument("checkpoint", nargs="?", help="weights; without: only the true boxes")
+    parser.add_argument("--index", type=int, default=0, help="of the sample in its split (0)")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val")
+    parser.add_argument("--out", default="scene.png", help="file to write (scene.png)")
+    parser.add_argument(
+        "--view", choices=("bev", "3d"), default="bev", help="from above, or in 3-D by Open3D"
+    )
+    parser.add_argument("--window", action="store_true", help="open a 3-D window instead")
+    parser.add_argument("--score", type=float, default=0.3, help="least score of a box (0.3)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, help="key.inner=value pairs to replace"
+    )
+    return parser.parse_args()
+
+
+def make_scene(args: argparse.Namespace) -> Scene:
+    """The sample asked for, with detections when there are weights."""
+    cfg = load_config(args.config, args.cfg_options)
+    loader = cfg.get(f"{args.split}_dataloader")
+    if loader is None:
+        raise SystemExit(f"{args.config} has no {args.split}_dataloader; choose another --split")
+    dataset = DATASETS.build(loader.dataset)
+    if not -len(dataset) <= args.index < len(dataset):
+        raise SystemExit(f"--index is {args.index}; the split has {len(dataset)} samples")
+    sample = dataset[args.index]
+    if args.checkpoint is None:
+        return Scene.from_sample(sample)
+    model = MODELS.build(cfg.model).eval()
+    load_weights(model, args.checkpoint)
+    with torch.no_grad():
+        found = model.test_step(collate([sample]))[0]
+    return Scene.from_detections(found, args.score)
+
+
+def main() -> None:
+    """Draw."""
+    args = parse_args()
+    scene = make_scene(args)
+    if args.window:
+        open3d_view.show(scene)
+        return
+    if args.view == "3d":
+        open3d_view.render(scene, args.out)
+        files = [args.out]
+    else:
+        files = report.write_report(scene, args.out)
+    print(f"{scene.title}: {len(scene.truth)} true boxes, {len(scene.predictions)} found")
+    print("wrote", *files)
+
+
+if __name__ == "__main__":
+    main()
