@@ -45,23 +45,31 @@ def truth(rows: Tensor, columns: int) -> tuple[list[Boxes], list[Tensor]]:
     )
 
 
-def assert_gradients(role: str, module: nn.Module, train: Mapping) -> int:
-    """Compare the gradients of ``module`` with those stored under ``role``; returns how many."""
+def gradient_errors(role: str, module: nn.Module, train: Mapping) -> dict[str, float]:
+    """Errors of the gradients of ``module``, and of their norms, over what is allowed (1)."""
     ours = {name: p.grad for name, p in module.named_parameters()}
-    stored = _translated(role, train["param_grads"], module)
-    for name, grad in stored.items():
+    errors = {}
+    for name, grad in _translated(role, train["param_grads"], module).items():
         largest = float(grad.abs().max())
         limit = ZERO if largest < ZERO else GRADIENT * largest
-        error = float((ours[name] - grad).abs().max())
-        assert error <= limit, f"gradient of {name}: off by {error}, at most {limit} is allowed"
-    norms = {k: torch.tensor(v) for k, v in train["param_grad_norms"].items()}
-    norms = _translated(role, norms, module)
+        errors[name] = float((ours[name] - grad).abs().max()) / limit
     biases = _norm_biases(module)
-    for name, norm in norms.items():
+    for name, norm in _translated_norms(role, module, train).items():
         share = NORM_BIAS if name in biases else NORM
-        limit = ZERO if norm < ZERO else share * float(norm)
-        error = abs(float(ours[name].norm()) - float(norm))
-        assert error <= limit, f"norm of the gradient of {name}: {error} off {float(norm)}"
+        limit = ZERO if norm < ZERO else share * norm
+        errors[f"norm of {name}"] = abs(float(ours[name].norm()) - norm) / limit
+    return errors
+
+
+def assert_gradients(role: str, module: nn.Module, train: Mapping) -> int:
+    """Compare the gradients of ``module`` with those stored under ``role``; returns how many."""
+    errors = gradient_errors(role, module, train)
+    wrong = [
+        f"{name}: {error:.3g} times what is allowed" for name, error in errors.items() if error > 1
+    ]
+    assert not wrong, "gradients differ: " + "; ".join(wrong)
+    ours = {name: p.grad for name, p in module.named_parameters()}
+    norms = _translated_norms(role, module, train)
     unused = _translated(
         role, {k: torch.zeros(()) for k in train["params_without_grad"]}, module
     ).keys()
@@ -74,6 +82,11 @@ def assert_gradients(role: str, module: nn.Module, train: Mapping) -> int:
 def _translated(role: str, values: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     own = {k.removeprefix(f"{role}."): v for k, v in values.items() if k.startswith(f"{role}.")}
     return translate_state(role, own, module, "spconv2")
+
+
+def _translated_norms(role: str, module: nn.Module, train: Mapping) -> dict[str, float]:
+    norms = {name: torch.tensor(norm) for name, norm in train["param_grad_norms"].items()}
+    return {name: float(norm) for name, norm in _translated(role, norms, module).items()}
 
 
 def _norm_biases(module: nn.Module) -> set[str]:
