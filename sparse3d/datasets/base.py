@@ -57,8 +57,9 @@ class PointDataset(Dataset):
         self.data_root = Path(data_root)
         if not self.data_root.is_dir():
             raise FileNotFoundError(
-                f"data_root {str(data_root)!r} is no folder: put the {self.name} data there, or "
-                "correct data_root in the config"
+                f"data_root {str(data_root)!r} is no folder: put the {self.name} data there "
+                "('python tools/prepare_data.py world' makes the procedural world's), or correct "
+                "data_root in the config"
             )
         if not class_names or len(set(class_names)) < len(class_names):
             raise ValueError(f"class_names is {list(class_names)}; at least one, each once")

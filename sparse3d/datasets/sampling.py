@@ -151,9 +151,9 @@ class GroundTruthSampling:
             FileNotFoundError: the file of a class is missing.
             ValueError: a class has no object with enough points.
         """
-        self.counts = dict(counts)
+        self.counts = {name: count for name, count in counts.items() if count > 0}
         self.stop_epoch = stop_epoch
-        self.objects = {n: ObjectDatabase.open(Path(database) / f"{n}.npz") for n in counts}
+        self.objects = {n: ObjectDatabase.open(Path(database) / f"{n}.npz") for n in self.counts}
         self.candidates = {}
         for name, objects in self.objects.items():
             least = min_points if isinstance(min_points, int) else min_points.get(name, 1)

@@ -272,6 +272,11 @@ def test_enough_objects_present_means_no_sampling(database):
     assert torch.equal(after.points, before.points) and len(after.boxes) == 1
 
 
+def test_a_class_of_which_none_is_wanted_needs_no_file(database):
+    after = GroundTruthSampling(database, {"car": 2, "bus": 0})(street(), generator())
+    assert len(after.boxes) == 2
+
+
 def test_sampling_is_seeded(database):
     sampling = GroundTruthSampling(database, {"car": 8})
     first, again, other = (sampling(street(), generator(s)) for s in (1, 1, 2))
