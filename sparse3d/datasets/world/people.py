@@ -6,18 +6,11 @@ A maker returns the mesh and the size (length, width, height) of its bounds in m
 import numpy as np
 
 from .materials import Material as M
-from .shapes import Mesh, box, disc, ellipsoid, merge, ring, tube
+from .shapes import Mesh, box, disc, ellipsoid, fitted, merge, ring, tube
 
 
 def _at(x: float, y: float, z: float) -> np.ndarray:
     return np.array([x, y, z])
-
-
-def _fitted(mesh: Mesh) -> tuple[Mesh, np.ndarray]:
-    """The mesh with its bounds centred on the origin and standing on the ground, and their size."""
-    low, high = mesh.bounds()
-    middle = (low + high) / 2
-    return mesh.moved((-middle[0], -middle[1], -low[2])), high - low
 
 
 def _leg(hip: np.ndarray, swing: float, bend: float, length: float, radius: float) -> list[Mesh]:
@@ -83,7 +76,7 @@ def pedestrian(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
         elbow = rng.uniform(0.6, 1.8) if held else rng.uniform(0.05, 0.5)
         parts += _arm(shoulders + _at(0, side * (wide + 0.045), 0), arm, elbow, 0.40 * tall)
     parts += _belongings(rng, shoulders, hip, wide, deep)
-    return _fitted(merge(parts))
+    return fitted(merge(parts))
 
 
 def _belongings(
@@ -155,9 +148,9 @@ def cyclist(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
         parts.append(tube(elbow, hand, (0.045, 0.035), M.CLOTH, 5))
     if rng.random() < 0.25:
         parts.append(ellipsoid(shoulders - (0.14, 0, 0.15), (0.14, 0.16, 0.25), M.CLOTH, 4, 7))
-    return _fitted(merge([bike, *parts]))
+    return fitted(merge([bike, *parts]))
 
 
 def parked_bicycle(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
     """A bicycle that nobody rides: clutter."""
-    return _fitted(bicycle(rng))
+    return fitted(bicycle(rng))

@@ -55,6 +55,13 @@ def merge(meshes: list[Mesh]) -> Mesh:
     )
 
 
+def fitted(mesh: Mesh) -> tuple[Mesh, np.ndarray]:
+    """The mesh with its bounds centred on the origin and standing on the ground, and their size."""
+    low, high = mesh.bounds()
+    middle = (low + high) / 2
+    return mesh.moved((-middle[0], -middle[1], -low[2])), high - low
+
+
 def turned(points: np.ndarray, yaw: float) -> np.ndarray:
     """``points`` [P, 3] turned by ``yaw`` radians about the z axis."""
     if yaw == 0:

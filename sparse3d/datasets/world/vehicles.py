@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .materials import Material as M
-from .shapes import Mesh, box, boxes, disc, merge, sheet, tube
+from .shapes import Mesh, box, boxes, disc, fitted, merge, sheet, tube
 
 
 @dataclass(frozen=True)
@@ -358,7 +358,7 @@ def truck(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
     axles = [front - cab * 0.55, load_end + 1.2] + ([load_end + 2.5] if length > 8 else [])
     parts.append(_wheels(axles, width / 2, wheel, 0.3))
     parts.append(box((load_end + 0.05, 0, 0.55), (0.1, width * 0.9, 0.15), M.METAL))
-    return merge(parts), np.array([length, width, height])
+    return fitted(merge(parts))
 
 
 def bus(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
@@ -372,4 +372,4 @@ def bus(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
     centers = np.stack([seats, 0 * seats, 0 * seats + 1.15], 1)
     wheels = _wheels([length / 2 - 2.4, -length / 2 + 2.8], width / 2, 0.48, 0.3)
     inside = boxes(centers, (0.15, width * 0.8, 1.1), M.INTERIOR)
-    return merge([shell, wheels, inside]), np.array([length, width, height])
+    return fitted(merge([shell, wheels, inside]))
