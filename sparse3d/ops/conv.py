@@ -162,10 +162,13 @@ def _native_conv(
         return reference.sparse_conv(features, weight, bias, table, groups)
     offsets, inputs, outputs = weight.shape
     out = features.new_empty(table.shape[1], outputs)
-    sizes = (table.shape[1], offsets, groups, inputs, outputs // groups)
+    sizes = (len(features), table.shape[1], offsets, groups, inputs, outputs // groups)
     level, threads = _cpu_level(), native.threads()
     bias = None if bias is None else bias.contiguous()
-    native.call("s3d_sparse_conv", features, weight, bias, table, *sizes, out, level, threads)
+    wrong = native.call(
+        "s3d_sparse_conv", features, weight, bias, table, *sizes, out, level, threads
+    )
+    _refuse_rows(wrong, table, features)
     return out
 
 
@@ -174,12 +177,21 @@ def _native_weight_grad(features: Tensor, grad: Tensor, table: Tensor, groups: i
         return reference.weight_grad(features, grad, table, groups)
     inputs, outputs = features.shape[1] // groups, grad.shape[1]
     result = features.new_empty(len(table), inputs, outputs)
-    sizes = (table.shape[1], len(table), groups, inputs, outputs // groups)
+    sizes = (len(features), table.shape[1], len(table), groups, inputs, outputs // groups)
     level, threads = _cpu_level(), native.threads()
-    native.call(
+    wrong = native.call(
         "s3d_sparse_conv_weight_grad", features, grad, table, *sizes, result, level, threads
     )
+    _refuse_rows(wrong, table, features)
     return result
+
+
+def _refuse_rows(wrong: int, table: Tensor, features: Tensor) -> None:
+    if wrong:
+        raise ValueError(
+            f"the table names row {int(table.max())} but there are {len(features)} features; "
+            "build it from the coordinates of these very voxels"
+        )
 
 
 def _spconv_conv(
@@ -231,7 +243,7 @@ def _pairs_of(table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cpu_level() -> int:
-    """The instruction set asked for by $SPARSE3D_ISA, as the kernels number it; 0: the best there is."""
+    """The instruction set that $SPARSE3D_ISA asks for, as the kernels number it; 0: the best."""
     name = native.cpu_level()
     if name not in LEVELS:
         raise ValueError(f"SPARSE3D_ISA is {name!r}; it must be one of {', '.join(LEVELS[1:])}")

@@ -11,8 +11,8 @@ Sizes are given per axis, x first, or as one number for all axes.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,13 +42,16 @@ class KernelMap:
     out_shape: tuple[int, ...] | None
     in_rows: int
     mirrored: bool = False
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
+    @property
     def reverse(self) -> Tensor:
-        """[K, N] int32, the output row for each kernel offset and input row, -1 where none."""
-        if self.mirrored:
-            return self.table.flip(0)
-        return reverse_table(self.table, self.in_rows)
+        """[K, N] int32, the output row for each kernel offset and input row; computed once."""
+        if "reverse" not in self._known:
+            self._known["reverse"] = (
+                self.table.flip(0) if self.mirrored else reverse_table(self.table, self.in_rows)
+            )
+        return self._known["reverse"]
 
 
 def submanifold_map(
@@ -65,6 +68,7 @@ def submanifold_map(
     Raises:
         ValueError: an even kernel, which has no centre.
     """
+    check_coords(coords)
     dims = coords.shape[1] - 1
     size, dilation = odd_axes(kernel_size, dims), axes(dilation, dims, "dilation")
     table = offset_table(coords, coords, size, (1,) * dims, _centre(size, dilation), dilation)
@@ -96,6 +100,7 @@ def strided_map(
         ValueError: an unknown meaning, a padding that the meaning excludes, a kernel larger than
             the padded grid, or coordinates whose keys would overflow.
     """
+    check_coords(coords)
     sizes = geometry(coords.shape[1] - 1, kernel_size, stride, padding, dilation, meaning)
     stride = sizes[1]
     reached = backend.choose(REACHED_CELLS, coords)
@@ -124,6 +129,7 @@ def generative_map(
     Arguments and errors as in ``strided_map``; ``stride`` is output cells per input cell. With
     'spconv' and a shape, outputs lie inside [0, (G-1)s - 2p + d(K-1) + 1); else they are unbounded.
     """
+    check_coords(coords)
     sizes = geometry(coords.shape[1] - 1, kernel_size, stride, padding, dilation, meaning)
     out_shape = None
     if shape is not None and meaning == "spconv":
@@ -146,6 +152,8 @@ def offset_table(
     Raises:
         ValueError: the cells span 2**63 keys or more.
     """
+    check_coords(fine)
+    check_coords(coarse)
     dims = fine.shape[1] - 1
     given = {
         "kernel_size": kernel_size,
@@ -160,6 +168,14 @@ def offset_table(
 def reverse_table(table: Tensor, rows: int) -> Tensor:
     """Table [K, rows] int32 of the same triples, read from the input: the output row, or -1."""
     return backend.choose(REVERSE_TABLE, table)(table, rows)
+
+
+def check_coords(coords: Tensor) -> None:
+    """Refuses coordinates that are not int32: a silent conversion could wrap."""
+    if coords.dtype != torch.int32:
+        raise ValueError(
+            f"coords are {coords.dtype}; they must be int32 (SparseVoxels.from_coords converts)"
+        )
 
 
 def axes(value: Size, dims: int, name: str) -> tuple[int, ...]:

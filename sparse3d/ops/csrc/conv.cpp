@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 // Output rows per partial sum of the weight gradient: fixed, because it decides the order of the sum.
@@ -46,10 +47,11 @@ static void for_weight_rows(const ConvCall& q, const Copy& copy) {
 
 // x [n_in, cin * groups], w [offsets, cin, cout * groups], bias [cout * groups] or null,
 // table [offsets, n_out] -> y [n_out, cout * groups]. cin and cout are those of one group.
+// Returns 1 when the table names a row outside [0, n_in), else 0.
 EXPORT int64_t s3d_sparse_conv(const float* x, const float* w, const float* bias, const int32_t* table,
-                               int64_t n_out, int64_t offsets, int64_t groups, int64_t cin, int64_t cout,
-                               float* y, int64_t level, int64_t threads) {
-  ConvCall q = {x, w, bias, nullptr, table, y, n_out, offsets, groups, cin, cout, 0, 0, 0};
+                               int64_t n_in, int64_t n_out, int64_t offsets, int64_t groups,
+                               int64_t cin, int64_t cout, float* y, int64_t level, int64_t threads) {
+  ConvCall q = {x, w, bias, nullptr, table, y, n_in, n_out, offsets, groups, cin, cout, 0, 0, 0};
   lay_out_weights(q);
   std::vector<float> packed;
   if (!in_place(q)) {
@@ -62,28 +64,32 @@ EXPORT int64_t s3d_sparse_conv(const float* x, const float* w, const float* bias
   const ConvKernels& kernel = kernels(level);
   const int64_t block = std::clamp(n_out / (8 * threads), (int64_t)64, CONV_BLOCK);
   const int team = useful_threads(threads, n_out, 2 * block);
+  std::atomic<bool> legal{true};
 #pragma omp parallel num_threads(team)
   {
     std::vector<int32_t> lists(CONV_LIST);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < n_out; first += block)
-      kernel.forward(q, first, std::min(block, n_out - first), lists.data());
+      if (!kernel.forward(q, first, std::min(block, n_out - first), lists.data())) legal = false;
   }
-  return 0;
+  return !legal;
 }
 
 // dw [offsets, cin, cout * groups] of x, dy [n_out, cout * groups] and the table. The outputs are cut
-// into ranges whose sums are added in order.
+// into ranges whose sums are added in order. Returns 1 when the table names a row outside [0, n_in).
 EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, const int32_t* table,
-                                           int64_t n_out, int64_t offsets, int64_t groups, int64_t cin,
-                                           int64_t cout, float* dw, int64_t level, int64_t threads) {
-  ConvCall q = {x, nullptr, nullptr, dy, table, nullptr, n_out, offsets, groups, cin, cout, 0, 0, 0};
+                                           int64_t n_in, int64_t n_out, int64_t offsets,
+                                           int64_t groups, int64_t cin, int64_t cout, float* dw,
+                                           int64_t level, int64_t threads) {
+  ConvCall q = {x,    nullptr, nullptr, dy,     table, nullptr, n_in, n_out,
+                offsets, groups,  cin,     cout,   0,     0,       0};
   lay_out_weights(q);
   const ConvKernels& kernel = kernels(level);
   const int64_t size = offsets * q.w_offset;
   const int64_t ranges = (n_out + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
   const int team = useful_threads(threads, ranges, 1);
   memset(dw, 0, sizeof(float) * offsets * cin * cout * groups);
+  std::atomic<bool> legal{true};
 #pragma omp parallel num_threads(team)
   {
     std::vector<int32_t> lists(CONV_LIST);
@@ -93,27 +99,13 @@ EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, cons
       memset(sum.data(), 0, sizeof(float) * size);
       const int64_t end = std::min(n_out, (s + 1) * GRADIENT_ROWS);
       for (int64_t first = s * GRADIENT_ROWS; first < end; first += CONV_BLOCK)
-        kernel.gradient(q, first, std::min(CONV_BLOCK, end - first), lists.data(), sum.data());
+        if (!kernel.gradient(q, first, std::min(CONV_BLOCK, end - first), lists.data(), sum.data()))
+          legal = false;
 #pragma omp ordered
       for_weight_rows(q, [&](int64_t to, int64_t from) {
         for (int64_t j = 0; j < cout; j++) dw[to + j] += sum[from + j];
       });
     }
   }
-  return 0;
-}
-
-// sums [channels] over the rows of values [rows, channels], in the same fixed ranges.
-EXPORT int64_t s3d_column_sums(const float* values, int64_t rows, int64_t channels, float* sums,
-                               int64_t threads) {
-  const int64_t ranges = (rows + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
-  std::vector<float> partial(ranges * channels, 0.f);
-#pragma omp parallel for schedule(static) num_threads(useful_threads(threads, ranges, 4))
-  for (int64_t s = 0; s < ranges; s++)
-    for (int64_t r = s * GRADIENT_ROWS; r < std::min(rows, (s + 1) * GRADIENT_ROWS); r++)
-      for (int64_t c = 0; c < channels; c++) partial[s * channels + c] += values[r * channels + c];
-  for (int64_t c = 0; c < channels; c++) sums[c] = 0;
-  for (int64_t s = 0; s < ranges; s++)
-    for (int64_t c = 0; c < channels; c++) sums[c] += partial[s * channels + c];
-  return 0;
+  return !legal;
 }

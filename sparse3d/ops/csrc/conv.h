@@ -14,15 +14,15 @@ struct ConvCall {
   const float* dy;       // [n_out, groups * cout], for the gradient of w
   const int32_t* table;  // [offsets, n_out], -1 = no input
   float* y;              // [n_out, groups * cout]
-  int64_t n_out, offsets, groups, cin, cout;  // channels are those of one group
+  int64_t n_in, n_out, offsets, groups, cin, cout;  // channels are those of one group
   int64_t w_offset, w_group, w_row;
 };
 
 struct ConvKernels {
-  // y of the rows [first, first + len)
-  void (*forward)(const ConvCall& call, int64_t first, int64_t len, int32_t* lists);
-  // adds what these rows give to the gradient of w; `sum` is laid out like w
-  void (*gradient)(const ConvCall& call, int64_t first, int64_t len, int32_t* lists, float* sum);
+  // y of the rows [first, first + len); false when the table names a row outside [0, n_in)
+  bool (*forward)(const ConvCall& call, int64_t first, int64_t len, int32_t* lists);
+  // adds what these rows give to the gradient of w, in `sum`, laid out like w; false as above
+  bool (*gradient)(const ConvCall& call, int64_t first, int64_t len, int32_t* lists, float* sum);
 };
 
 #define CONV_HIDDEN __attribute__((visibility("hidden")))

@@ -29,9 +29,10 @@ struct Vec {
   static Reg all(float s) { return _mm256_set1_ps(s); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 
-  // Pairs (input row, output row) of the outputs [first, first + len) that have an input.
-  static int64_t neighbours(const int32_t* row_of, int64_t first, int64_t len, int32_t* in,
-                            int32_t* out) {
+  // Pairs (input row, output row) of the outputs [first, first + len) that have an input. Rows from n_in
+  // on are left out and make it not legal.
+  static int64_t neighbours(const int32_t* row_of, int64_t first, int64_t len, int32_t n_in,
+                            int32_t* in, int32_t* out, bool& legal) {
     int64_t n = 0;
     for (int64_t j = 0; j < len; j += 8) {
       const Mask valid = mask(len - j >= 8 ? 8 : (int)(len - j));
@@ -40,8 +41,10 @@ struct Vec {
       int found = ~absent & _mm256_movemask_ps(_mm256_castsi256_ps(valid));
       for (; found; found &= found - 1) {
         const int64_t o = first + j + __builtin_ctz(found);
+        legal = legal && row_of[o] < n_in;
         in[n] = row_of[o];
-        out[n++] = (int32_t)o;
+        out[n] = (int32_t)o;
+        n += row_of[o] < n_in;
       }
     }
     return n;

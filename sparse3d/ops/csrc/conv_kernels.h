@@ -108,14 +108,16 @@ void depthwise(const ConvCall& q, const float* wk, const int32_t* in, const int3
   }
 }
 
-void forward(const ConvCall& q, int64_t first, int64_t len, int32_t* lists) {
+bool forward(const ConvCall& q, int64_t first, int64_t len, int32_t* lists) {
   int32_t *in = lists, *out = lists + CONV_LIST / 2;
   const int64_t x_row = q.groups * q.cin, y_row = q.groups * q.cout;
   const Vec::Mask full = Vec::mask(W), tail = tail_mask(q.cout);
   const int64_t vectors = (q.cout + W - 1) / W;
+  bool legal = true;
   start_rows(q, first, len);
   for (int64_t k = 0; k < q.offsets; k++) {
-    const int64_t n = Vec::neighbours(q.table + k * q.n_out, first, len, in, out);
+    const int64_t n =
+        Vec::neighbours(q.table + k * q.n_out, first, len, (int32_t)q.n_in, in, out, legal);
     if (!n) continue;
     if (q.cin == 1 && q.cout == 1) {
       depthwise(q, q.w + k * q.w_offset, in, out, n);
@@ -139,6 +141,7 @@ void forward(const ConvCall& q, int64_t first, int64_t len, int32_t* lists) {
         }
       });
   }
+  return legal;
 }
 
 // MR input channels x NV vectors of output channels of one offset's gradient, summed over n pairs.
@@ -182,13 +185,15 @@ void depthwise_gradient(const ConvCall& q, const int32_t* in, const int32_t* out
   }
 }
 
-void gradient(const ConvCall& q, int64_t first, int64_t len, int32_t* lists, float* sum) {
+bool gradient(const ConvCall& q, int64_t first, int64_t len, int32_t* lists, float* sum) {
   int32_t *in = lists, *out = lists + CONV_LIST / 2;
   const float *a[CONV_BLOCK], *dy[CONV_BLOCK];
   const Vec::Mask full = Vec::mask(W), tail = tail_mask(q.cout);
   const int64_t vectors = (q.cout + W - 1) / W;
+  bool legal = true;
   for (int64_t k = 0; k < q.offsets; k++) {
-    const int64_t n = Vec::neighbours(q.table + k * q.n_out, first, len, in, out);
+    const int64_t n =
+        Vec::neighbours(q.table + k * q.n_out, first, len, (int32_t)q.n_in, in, out, legal);
     if (!n) continue;
     if (q.cin == 1 && q.cout == 1) {
       depthwise_gradient(q, in, out, n, sum + k * q.w_offset);
@@ -215,6 +220,7 @@ void gradient(const ConvCall& q, int64_t first, int64_t len, int32_t* lists, flo
       });
     }
   }
+  return legal;
 }
 
 }  // namespace

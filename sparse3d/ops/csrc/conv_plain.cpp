@@ -30,14 +30,16 @@ struct Vec {
   static Reg all(float s) { return Reg{s, s, s, s}; }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
 
-  // Pairs (input row, output row) of the outputs [first, first + len) that have an input.
-  static int64_t neighbours(const int32_t* row_of, int64_t first, int64_t len, int32_t* in,
-                            int32_t* out) {
+  // Pairs (input row, output row) of the outputs [first, first + len) that have an input. Rows from n_in
+  // on are left out and make it not legal.
+  static int64_t neighbours(const int32_t* row_of, int64_t first, int64_t len, int32_t n_in,
+                            int32_t* in, int32_t* out, bool& legal) {
     int64_t n = 0;
     for (int64_t o = first; o < first + len; o++) {
       in[n] = row_of[o];
       out[n] = (int32_t)o;
-      n += row_of[o] >= 0;
+      legal = legal && row_of[o] < n_in;
+      n += (uint32_t)row_of[o] < (uint32_t)n_in;
     }
     return n;
   }
