@@ -12,7 +12,7 @@ from .shapes import Mesh, box, boxes, ellipsoid, leafy_box, leaves, merge, sheet
 def tree(rng: np.random.Generator) -> Mesh:
     """A trunk with branches and a crown of leaves."""
     tall = rng.uniform(3.5, 13)
-    thick = rng.uniform(0.04, 0.08) + 0.013 * tall
+    thick = rng.uniform(0.03, 0.07) + 0.012 * tall
     bare = min(rng.uniform(1.2, 3.2), 0.5 * tall)
     lean = rng.normal(0, 0.25, 2)
     fork = np.array([lean[0], lean[1], 0.6 * tall])
@@ -22,7 +22,7 @@ def tree(rng: np.random.Generator) -> Mesh:
     for _ in range(rng.integers(2, 5)):
         end = middle + rng.normal(0, 0.45, 3) * (wide, wide, (tall - bare) / 2)
         parts.append(
-            tube(fork * (1, 1, rng.uniform(0.5, 0.9)), end, (thick * 0.5, 0.03), M.BARK, 4)
+            tube(fork * (1, 1, rng.uniform(0.5, 0.9)), end, (thick * 0.35, 0.02), M.BARK, 4)
         )
     lobes = rng.integers(2, 5)
     count = int(min(100 + 16 * wide * (tall - bare), 600) / lobes)

@@ -37,8 +37,8 @@ class Surface:
         reflectance: mean intensity, 0..1.
         spread: standard deviation of the reflectance from object to object.
         noise: standard deviation of the intensity from point to point.
-        through: share of the rays that pass.
-        lost: share of the rays that come back from nowhere (mirrored away).
+        through: share of the rays that pass, half to one and a half times that by object.
+        lost: share of the rays that are mirrored away, likewise.
         glancing: how much more is lost at a glancing angle, 0..1.
         rough: depth of the surface, metres (standard deviation of the range along the ray).
         gloss: share of the intensity that a glancing ray loses.
@@ -48,7 +48,7 @@ class Surface:
     spread: float = 0.06
     noise: float = 0.05
     through: float = 0.0
-    lost: float = 0.01
+    lost: float = 0.004
     glancing: float = 0.0
     rough: float = 0.0
     gloss: float = 0.2
@@ -57,26 +57,26 @@ class Surface:
 # Means follow what is published for 905 nm scanners; spreads are wide on purpose, so that a
 # detector does not learn to trust the intensity.
 SURFACES = {
-    Material.ASPHALT: Surface(0.24, 0.07, 0.07, lost=0.02, glancing=0.15),
-    Material.PAVING: Surface(0.30, 0.06, 0.06, lost=0.02, glancing=0.1),
+    Material.ASPHALT: Surface(0.24, 0.07, 0.07, glancing=0.03),
+    Material.PAVING: Surface(0.30, 0.06, 0.06, glancing=0.02),
     Material.GRASS: Surface(0.32, 0.06, 0.09, rough=0.02),
     Material.MARKING: Surface(0.45, 0.1, 0.12),
-    Material.WALL: Surface(0.42, 0.12, 0.07, lost=0.01),
-    Material.WINDOW: Surface(0.15, 0.08, 0.1, through=0.0, lost=0.55),
-    Material.LEAVES: Surface(0.33, 0.06, 0.11, lost=0.02, rough=0.03),
+    Material.WALL: Surface(0.42, 0.12, 0.07),
+    Material.WINDOW: Surface(0.15, 0.08, 0.1, lost=0.6),
+    Material.LEAVES: Surface(0.33, 0.06, 0.11, lost=0.01, rough=0.03),
     Material.BARK: Surface(0.30, 0.08, 0.12),
-    Material.METAL: Surface(0.22, 0.12, 0.14, lost=0.08),
+    Material.METAL: Surface(0.22, 0.12, 0.14, lost=0.03),
     Material.SIGN: Surface(0.55, 0.2, 0.25, lost=0.02),
-    Material.PAINT: Surface(0.17, 0.14, 0.07, lost=0.06, glancing=0.85, gloss=0.8),
-    Material.GLASS: Surface(0.05, 0.03, 0.05, through=0.7, lost=0.4, glancing=0.5),
+    Material.PAINT: Surface(0.17, 0.14, 0.07, lost=0.015, glancing=0.85, gloss=0.8),
+    Material.GLASS: Surface(0.05, 0.03, 0.05, through=0.55, lost=0.8, glancing=0.5),
     Material.RUBBER: Surface(0.06, 0.04, 0.05, lost=0.10),
     Material.RIM: Surface(0.3, 0.15, 0.2, lost=0.15),
     Material.LAMP: Surface(0.7, 0.2, 0.3, lost=0.1),
-    Material.CLOTH: Surface(0.25, 0.15, 0.10, lost=0.03, rough=0.01),
-    Material.SKIN: Surface(0.35, 0.08, 0.10, lost=0.03),
-    Material.PLASTIC: Surface(0.28, 0.15, 0.08, lost=0.03),
+    Material.CLOTH: Surface(0.25, 0.15, 0.10, lost=0.01, rough=0.01),
+    Material.SKIN: Surface(0.35, 0.08, 0.10, lost=0.01),
+    Material.PLASTIC: Surface(0.28, 0.15, 0.08, lost=0.01),
     Material.LATTICE: Surface(0.25, 0.1, 0.15, through=0.5, lost=0.03),
-    Material.INTERIOR: Surface(0.12, 0.06, 0.06, lost=0.25),
+    Material.INTERIOR: Surface(0.10, 0.06, 0.06, lost=0.35),
 }
 
 

@@ -111,14 +111,16 @@ def scan(
         owner: [F] which thing a face belongs to; a thing has one reflectance per material.
     """
     origin, direction = beams(sensor, rng)
-    depth, face, cosine = _cast(rng, origin, direction, vertices, faces, material)
+    passing = table("through")[material] * _by_thing(rng, owner)
+    depth, face, cosine = _cast(rng, origin, direction, vertices, faces, passing)
     depth = _veiled(rng, depth)
     hit = face >= 0
     depth, face, cosine = depth[hit], face[hit], cosine[hit]
     origin, direction = origin[hit], direction[hit]
     kind = material[face]
     reflectance = _reflectances(rng, owner)[owner[face], kind]
-    kept = _returned(rng, kind, reflectance, cosine, depth, sensor.farthest)
+    lost = table("lost")[kind] * _by_thing(rng, owner)[face]
+    kept = _returned(rng, kind, lost, reflectance, cosine, depth / sensor.farthest)
     kept &= (depth > sensor.nearest) & (depth < sensor.farthest)
     depth, face, cosine = depth[kept], face[kept], cosine[kept]
     kind, reflectance = kind[kept], reflectance[kept]
@@ -132,7 +134,7 @@ def scan(
     return Echoes(points.astype(np.float32), face)
 
 
-def _cast(rng, origin, direction, vertices, faces, material, passes: int = 4):
+def _cast(rng, origin, direction, vertices, faces, through, passes: int = 4):
     """Depth, face (-1: none) and |cos| of incidence where each ray ends, some surfaces passed."""
     import open3d as o3d
 
@@ -146,7 +148,6 @@ def _cast(rng, origin, direction, vertices, faces, material, passes: int = 4):
     cosine = np.ones(len(origin))
     travelled = np.zeros(len(origin))
     rows = np.arange(len(origin))
-    through = table("through")
     for _ in range(passes):
         start = origin[rows] + direction[rows] * travelled[rows, None]
         rays = np.concatenate([start, direction[rows]], 1).astype(np.float32)
@@ -156,7 +157,7 @@ def _cast(rng, origin, direction, vertices, faces, material, passes: int = 4):
         rows, reached = rows[hit], reached[hit]
         index = answer["primitive_ids"].numpy()[hit].astype(np.int64)
         normal = answer["primitive_normals"].numpy()[hit]
-        passing = rng.random(len(rows)) < through[material[index]]
+        passing = rng.random(len(rows)) < through[index]
         stop = rows[~passing]
         depth[stop] = travelled[stop] + reached[~passing]
         face[stop] = index[~passing]
@@ -192,11 +193,15 @@ def _reflectances(rng: np.random.Generator, owner: np.ndarray) -> np.ndarray:
     return np.clip(values, 0.01, 1)
 
 
-def _returned(rng, kind, reflectance, cosine, depth, farthest: float) -> np.ndarray:
-    """Which rays come back: not those mirrored away nor those too weak."""
+def _returned(rng, kind, lost, reflectance, cosine, depth) -> np.ndarray:
+    """Which rays come back: not those mirrored away nor those too weak (``depth`` in ranges)."""
     grazing = np.clip(1 - cosine / 0.35, 0, 1) * table("glancing")[kind]
-    dark = np.clip(1.1 - 2 * reflectance, 0, 1)
-    lost = table("lost")[kind] * rng.uniform(0.5, 1.8) + grazing * dark
-    signal = reflectance * cosine / (depth / farthest) ** 2
+    lost = np.clip(lost + grazing * np.clip(1.1 - 2 * reflectance, 0, 1), 0, 1)
+    signal = reflectance * cosine ** (1 + table("gloss")[kind]) / depth**2
     weak = np.exp(-signal / rng.uniform(0.004, 0.022))
-    return rng.random(len(kind)) < (1 - np.clip(lost, 0, 1)) * (1 - weak)
+    return rng.random(len(kind)) < (1 - lost) * (1 - weak)
+
+
+def _by_thing(rng: np.random.Generator, owner: np.ndarray) -> np.ndarray:
+    """[F] a factor of one half to one and a half, the same for all faces of a thing."""
+    return rng.uniform(0.5, 1.5, int(owner.max(initial=0)) + 1)[owner]
