@@ -7,6 +7,7 @@ matches stays. Kernels of sparse convolutions change their layout by their shape
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -36,6 +37,14 @@ _TRANSFUSION: Rules = [
     (r"decoder\.(\w+_posembed)\.position_embedding_head\.(.*)", r"decoder.\1.\2"),
 ]
 
+PARTS = {
+    "vfe": "encoder",
+    "backbone_3d": "backbone",
+    "backbone_2d": "bev_backbone",
+    "dense_head": "head",
+}
+"""Where a VoxelDetector has the module of each role."""
+
 LAYOUTS = ("spconv1", "spconv2")
 
 RULES: dict[str, Rules] = {
@@ -44,6 +53,56 @@ RULES: dict[str, Rules] = {
     "backbone_2d": [],
     "dense_head": [*_TRANSFUSION],
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """What came of the weights of a whole reference model.
+
+    Attributes:
+        state: tensors under our names, for ``load_state_dict``.
+        missing: our names that the reference has nothing for.
+        leftover: reference names of roles that our model has, but with no place in it.
+        foreign: reference names of anything else (a second stage, counters).
+    """
+
+    state: dict[str, Tensor]
+    missing: list[str]
+    leftover: list[str]
+    foreign: list[str]
+
+
+def convert_detector(
+    state: Mapping[str, Tensor], model: nn.Module, layout: str = "auto"
+) -> Conversion:
+    """The weights of a VoxelDetector from those of a whole reference model.
+
+    Args:
+        state: tensors under reference names with their role ('backbone_3d.conv1.0.0.weight').
+        model: ours; it says which names and shapes are wanted.
+        layout: of sparse kernels, as in ``convert_state``.
+
+    Raises:
+        ValueError: tensors of another shape than the model's, or an unclear layout.
+    """
+    wanted, found, leftover = model.state_dict(), {}, []
+    for role, part in PARTS.items():
+        own = {n[len(role) + 1 :]: t for n, t in state.items() if n.startswith(f"{role}.")}
+        module = getattr(model, part, None)
+        if module is None:
+            leftover += [f"{role}.{name}" for name in own]
+            continue
+        translated = translate_state(role, own, module, layout)
+        for name in own:
+            ours = rename(name, RULES[role])
+            if f"{part}.{ours}" in wanted:
+                found[f"{part}.{ours}"] = translated[ours]
+            else:
+                leftover.append(f"{role}.{name}")
+    _refuse("the checkpoint", _misshapen(found, wanted))
+    foreign = [name for name in state if name.split(".")[0] not in PARTS]
+    missing = [name for name in wanted if name not in found]
+    return Conversion(found, missing, leftover, foreign)
 
 
 def convert_state(
@@ -132,14 +191,21 @@ def _kernel(kernel: Tensor, layout: str) -> Tensor:
 def _check(role: str, converted: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     problems = [f"unknown {name}" for name in converted.keys() - wanted.keys()]
     problems += [f"missing {name}" for name in wanted.keys() - converted.keys()]
-    problems += [
-        f"{name} has shape {tuple(converted[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in converted.keys() & wanted.keys()
-        if converted[name].shape != wanted[name].shape
+    _refuse(role, problems + _misshapen(converted, wanted))
+
+
+def _misshapen(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name} has shape {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in found.keys() & wanted.keys()
+        if found[name].shape != wanted[name].shape
     ]
+
+
+def _refuse(what: str, problems: list[str]) -> None:
     if problems:
         shown = "\n  ".join(sorted(problems)[:20])
         raise ValueError(
-            f"{len(problems)} tensors of {role} do not fit the model (its configuration differs "
+            f"{len(problems)} tensors of {what} do not fit the model (its configuration differs "
             f"from the one the weights belong to?):\n  {shown}"
         )
