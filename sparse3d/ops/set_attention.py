@@ -47,10 +47,10 @@ def set_attention(
 def _native(qkv, position, position_index, order, offsets, heads):
     if qkv.dtype == torch.bfloat16:  # twice as fast as torch's attention in bfloat16
         return _native(qkv.float(), position, position_index, order, offsets, heads).bfloat16()
-    if qkv.dtype != torch.float32 or qkv.shape[1] // 3 // heads > _MOST_PER_HEAD:
+    if qkv.dtype == torch.float64 or qkv.shape[1] // 3 // heads > _MOST_PER_HEAD:
         return reference.set_attention(qkv, position, position_index, order, offsets, heads)
-    position = position.to(qkv.dtype)
-    return _attention(qkv, position, position_index, order, offsets, heads)[0]
+    index = (position_index, order, offsets)
+    return _attention(qkv.float(), position.float(), *index, heads)[0].to(qkv.dtype)
 
 
 @torch.library.custom_op("sparse3d::set_attention", mutates_args=())
@@ -63,7 +63,7 @@ def _attention(
     heads: int,
 ) -> tuple[Tensor, Tensor]:
     rows, channels = len(qkv), qkv.shape[1] // 3
-    out, norms = qkv.new_empty(rows, channels), qkv.new_empty(rows, heads)
+    out, norms = qkv.new_empty(rows, channels), qkv.new_empty(rows, 2, heads)
     index = (position_index.contiguous(), order.contiguous(), offsets.contiguous())
     sizes = (len(offsets) - 1, channels, heads)
     native.call(
@@ -75,7 +75,7 @@ def _attention(
 
 @_attention.register_fake
 def _(qkv, position, position_index, order, offsets, heads):
-    return qkv.new_empty(len(qkv), qkv.shape[1] // 3), qkv.new_empty(len(qkv), heads)
+    return qkv.new_empty(len(qkv), qkv.shape[1] // 3), qkv.new_empty(len(qkv), 2, heads)
 
 
 @torch.library.custom_op("sparse3d::set_attention_backward", mutates_args=())
@@ -90,7 +90,7 @@ def _attention_backward(
 ) -> Tensor:
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     index = (position_index.contiguous(), order.contiguous(), offsets.contiguous())
-    sizes = (len(offsets) - 1, qkv.shape[1] // 3, norms.shape[1])
+    sizes = (len(offsets) - 1, qkv.shape[1] // 3, norms.shape[2])
     given = (grad.contiguous(), qkv.contiguous(), position.contiguous())
     native.call(
         "s3d_set_attention_backward", *given, *index, norms, *sizes, grad_qkv, native.threads()

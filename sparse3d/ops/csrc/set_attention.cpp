@@ -23,25 +23,31 @@ struct Problem {
   int team;
 };
 
+#define S3D_LANES 4
 namespace plain {
 #include "set_attention_kernel.h"
 }
+#undef S3D_LANES
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define S3D_LEVELS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #pragma GCC optimize("fp-contract=fast")
+#define S3D_LANES 8
 namespace avx2 {
 #include "set_attention_kernel.h"
 }
+#undef S3D_LANES
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
 #pragma GCC optimize("fp-contract=fast")
+#define S3D_LANES 16
 namespace avx512 {
 #include "set_attention_kernel.h"
 }
+#undef S3D_LANES
 #pragma GCC pop_options
 #endif
 

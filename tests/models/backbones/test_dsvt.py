@@ -1,4 +1,4 @@
-"""DSVT and its encoder against the published implementation, and what they promise by themselves."""
+"""DSVT and its encoder against the published implementation, and their own promises."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from sparse3d.engine.published import RULES, convert_state, rename
 from sparse3d.models.backbones.dsvt import DSVT
 from sparse3d.models.encoders import DynamicEncoder
 from sparse3d.ops import backend
-from sparse3d.structures import SparseVoxels, VoxelGrid
+from sparse3d.structures import SparseVoxels, VoxelGrid  # noqa: F401
 from tests import published_configs
 from tests.conftest import fixture_files
 
