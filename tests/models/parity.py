@@ -61,24 +61,6 @@ def gradient_errors(role: str, module: nn.Module, train: Mapping) -> dict[str, f
     return errors
 
 
-def assert_gradients(role: str, module: nn.Module, train: Mapping) -> int:
-    """Compare the gradients of ``module`` with those stored under ``role``; returns how many."""
-    errors = gradient_errors(role, module, train)
-    wrong = [
-        f"{name}: {error:.3g} times what is allowed" for name, error in errors.items() if error > 1
-    ]
-    assert not wrong, "gradients differ: " + "; ".join(wrong)
-    ours = {name: p.grad for name, p in module.named_parameters()}
-    norms = _translated_norms(role, module, train)
-    unused = _translated(
-        role, {k: torch.zeros(()) for k in train["params_without_grad"]}, module
-    ).keys()
-    assert {name for name, grad in ours.items() if grad is None or not grad.any()} <= set(
-        unused
-    ) | {name for name, norm in norms.items() if norm < ZERO}
-    return len(norms)
-
-
 def _translated(role: str, values: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     own = {k.removeprefix(f"{role}."): v for k, v in values.items() if k.startswith(f"{role}.")}
     return translate_state(role, own, module, "spconv2")

@@ -1,11 +1,26 @@
 import copy
+from functools import lru_cache
 
 import pytest
 import torch
 
+from sparse3d.engine.published import convert_state
 from sparse3d.models.detector import VoxelDetector
 from sparse3d.ops import backend
+from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, Boxes, Sample, collate
+from tests import published_configs
+from tests.models.kinks import errors_up_to_kinks
+from tests.models.parity import (
+    FEATURES,
+    LOSS,
+    assert_detections,
+    files_where,
+    gradient_errors,
+    load,
+    name,
+    truth,
+)
 
 RANGE = (-8.0, -4.0, -2.0, 8.0, 4.0, 2.0)
 NAMES = ("car", "pedestrian")
@@ -166,3 +181,100 @@ def test_maps_that_do_not_fit_are_refused_at_once():
         build(PILLARS, voxel_size=(16 / 33, 0.5, 4.0))
     with pytest.raises(ValueError, match="mode is 'train'"):
         build(PILLARS)(Batch([scene(1)]), mode="train")
+
+
+# ---------------------------------------------------------------- published detectors
+
+
+ROLES = {
+    "vfe": "encoder",
+    "backbone_3d": "backbone",
+    "backbone_2d": "bev_backbone",
+    "dense_head": "head",
+}
+
+
+def holds_detector(stored):
+    return "points" in stored and "dense_head" in stored.get("config", {})
+
+
+def published_detector(stored):
+    channels = stored["points"].shape[1] - 1
+    config = {**published_configs.detector(stored["config"]), "point_channels": channels}
+    model = MODELS.build(config)
+    for role, state in stored["state_dict"].items():
+        part = getattr(model, ROLES[role])
+        part.load_state_dict(convert_state(role, state, part))
+    return model
+
+
+def published_batch(stored):
+    points = stored["points"]
+    columns = 9 if stored["gt_boxes"].shape[2] == 10 else 7
+    boxes, labels = truth(stored["gt_boxes"], columns)
+    return Batch(
+        [
+            Sample(points[points[:, 0] == index, 1:].contiguous(), boxes[index], labels[index])
+            for index in range(stored["batch_size"])
+        ]
+    )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("path", files_where(holds_detector), ids=name)
+@implementations
+def test_published_boxes_from_points(path, implementation):
+    stored = load(path)
+    model = published_detector(stored).eval()
+    batch = published_batch(stored)
+    with backend.forced(implementation), torch.no_grad():
+        raw = model(batch, mode="tensor")
+        found = model(batch, mode="predict")
+    if isinstance(raw, list):
+        for maps, reference in zip(raw, stored["eval"]["pred_dicts"], strict=True):
+            for key, value in reference.items():
+                torch.testing.assert_close(maps[key], value, **FEATURES)
+    assert_detections(found, stored["eval"]["final_box_dicts"])
+
+
+class TrainingStep:
+    """Forward and backward of a stored detector, from points to the loss."""
+
+    def __init__(self, stored):
+        self.stored, self.model = stored, published_detector(stored).train()
+
+    def __call__(self):
+        """Errors of the loss and all gradients, over what is allowed."""
+        self.model.zero_grad()
+        train = self.stored["train"]
+        total = sum(self.model(published_batch(self.stored), mode="loss").values())
+        total.backward()
+        allowed = LOSS["atol"] + LOSS["rtol"] * abs(train["loss"])
+        errors = {"loss": abs(total.item() - train["loss"]) / allowed}
+        for role in self.stored["state_dict"]:
+            own = gradient_errors(role, getattr(self.model, ROLES[role]), train)
+            errors.update({f"{role}.{name}": error for name, error in own.items()})
+        return errors
+
+
+@lru_cache
+def kinks_of(path):
+    """The sides on which the reference fell."""
+    with backend.forced("native"):
+        return errors_up_to_kinks(TrainingStep(load(path)))[1]
+
+
+def holds_learned_encoder(stored):
+    """The others' training step is compared from voxels, beside their backbones."""
+    return holds_detector(stored) and "vfe" in stored["state_dict"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("path", files_where(holds_learned_encoder), ids=name)
+@implementations
+def test_published_training_step_from_points(path, implementation):
+    with backend.forced(implementation):
+        errors, _ = errors_up_to_kinks(TrainingStep(load(path)), kinks_of(path))
+    assert len(errors) > 100
+    wrong = {name: error for name, error in errors.items() if not error <= 1}
+    assert not wrong, f"times what is allowed: {wrong}"

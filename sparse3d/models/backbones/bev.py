@@ -5,6 +5,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparse3d.registry import MODELS
 from sparse3d.structures import SparseVoxels
@@ -18,8 +19,7 @@ def to_bev(voxels: SparseVoxels) -> Tensor:
     Raises:
         ValueError: the voxels' grid is unbounded.
     """
-    # a channels-last map would make the CPU sum its batch norms less exactly
-    return voxels.dense().flatten(1, -3).contiguous()
+    return voxels.dense().flatten(1, -3)
 
 
 @MODELS.register_module()
@@ -67,8 +67,14 @@ class BEVBackbone(nn.Module):
         )
         self.deblocks = nn.ModuleList(map(_upsampling, channels, up_channels, up_strides))
 
+    def _layout(self) -> torch.memory_format:
+        # Channels last is twice as fast on a CPU, but its float32 batch statistics are less exact.
+        exact = self.training and not torch.is_autocast_enabled("cpu")
+        return torch.contiguous_format if exact else torch.channels_last
+
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, Y, X] to [B, out_channels, Y / out_stride, X / out_stride]."""
+        x = x.contiguous(memory_format=self._layout())
         levels = []
         for block, deblock in zip(self.blocks, self.deblocks):
             x = block(x)
@@ -120,8 +126,8 @@ class ResidualBlock2d(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-        return (out + self.downsample_layer(x)).relu()
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.downsample_layer(x))
 
 
 def _residual_level(in_channels: int, channels: int, stride: int, layers: int) -> nn.Sequential:

@@ -170,9 +170,7 @@ class TransFusionHead(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is what is minimised."""
         target = self.targets(raw, boxes, labels)
-        dense = query_heatmap(
-            boxes, labels, raw["dense_heatmap"], self.frame, self.overlap, self.min_radius
-        )
+        dense = self.target_heatmap(raw, boxes, labels)
         positives = max(int(target.matched.sum()), 1)
         logits = raw["heatmap"].transpose(1, 2)
         one_hot = F.one_hot(target.labels, logits.shape[-1] + 1)[..., :-1].to(logits)
@@ -198,6 +196,14 @@ class TransFusionHead(nn.Module):
             self.frame,
             self.point_range,
             self.costs,
+        )
+
+    def target_heatmap(
+        self, raw: dict[str, Tensor], boxes: list[Boxes], labels: list[Tensor]
+    ) -> Tensor:
+        """What the dense heat map [B, classes, H, W] should be."""
+        return query_heatmap(
+            boxes, labels, raw["dense_heatmap"], self.frame, self.overlap, self.min_radius
         )
 
     @torch.no_grad()
@@ -254,7 +260,7 @@ class QueryDecoder(nn.Module):
         x = self.norm1(x + self.dropout(attended))
         attended, _ = self.multihead_attn(x + query_embedding, keys, keys, need_weights=False)
         x = self.norm2(x + self.dropout(attended))
-        x = self.norm3(x + self.dropout(self.linear2(self.dropout(self.linear1(x).relu()))))
+        x = self.norm3(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
         return x.transpose(1, 2)
 
 
