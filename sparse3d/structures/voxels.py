@@ -207,11 +207,14 @@ class SparseVoxels:
         """
         if coords.dtype not in (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8):
             raise ValueError(f"coords are {coords.dtype}; they must be integers")
+        if len(features) != len(coords):
+            raise ValueError(f"features have {len(features)} rows but coords have {len(coords)}")
         if duplicates not in DUPLICATE_RULES:
             raise ValueError(f"duplicates is {duplicates!r}; it must be one of {DUPLICATE_RULES}")
         stride = stride or (1,) * (coords.shape[1] - 1)
         if shape is None and all(s == 1 for s in stride):
             shape = grid.shape
+        coords = coords.long()  # a narrow type could not even hold the shape
         _check_rows(coords, batch_size, shape)
         space = KeySpace.around(coords)
         unique, inverse, counts = torch.unique(
@@ -418,6 +421,14 @@ class SparseVoxels:
 
 
 def _check_rows(coords: Tensor, batch_size: int, shape: tuple[int, ...] | None) -> None:
+    """Refuses rows [N, 1+D] int64 outside the batch, int32 or the grid."""
+    wide = (coords != coords.int()).any(1)
+    if wide.any():
+        row = int(wide.nonzero()[0])
+        raise ValueError(
+            f"row {row} of coords is {tuple(coords[row].tolist())}, which int32 cannot hold; "
+            "remove far outliers or use larger voxels"
+        )
     wrong = (coords[:, 0] < 0) | (coords[:, 0] >= batch_size)
     if wrong.any():
         row = int(wrong.nonzero()[0])
