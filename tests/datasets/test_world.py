@@ -269,6 +269,12 @@ def test_world_folder(world):
     assert {path: path.read_bytes() for path in world.glob("*/*.npz")} == before
 
 
+def test_number_of_workers_does_not_matter(world):
+    other = make_world(world.parent, "twin", "hdl64_front", {"train": 2}, seed=5, workers=2)
+    for path in sorted((other / "train").iterdir()):
+        assert path.read_bytes() == (world / "train" / path.name).read_bytes()
+
+
 def test_world_made_otherwise_is_refused(world):
     with pytest.raises(ValueError, match="seed 5"):
         make_world(world.parent, "small", "hdl64_front", {"train": 1}, seed=6)

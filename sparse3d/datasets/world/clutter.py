@@ -294,6 +294,26 @@ def building(rng: np.random.Generator, length: float, depth: float) -> Mesh:
     return merge(parts)
 
 
+def garage(rng: np.random.Generator, length: float, depth: float) -> Mesh:
+    """Low garages or sheds, flat-roofed, with doors set back; placed as ``building``."""
+    tall = rng.uniform(2.2, 3.2)
+    doors = max(1, int(length / 3))
+    pitch, back = length / doors, rng.uniform(0.1, 0.4)
+    wide, high = pitch * rng.uniform(0.65, 0.85), tall * rng.uniform(0.7, 0.85)
+    centers = (np.arange(doors) + 0.5) * pitch - length / 2
+    posts = np.concatenate([[-length / 2], centers + pitch / 2])
+    post = np.stack([posts, 0 * posts + back / 2, 0 * posts + tall / 2], 1)
+    eave = rng.uniform(0, 0.6)
+    return merge(
+        [
+            box((0, back + (depth - back) / 2, tall / 2), (length, depth - back, tall), M.WALL),
+            boxes(post, (pitch - wide, back, tall), M.WALL),
+            box((0, back / 2, (high + tall) / 2), (length, back, tall - high), M.WALL),
+            box((0, (depth - eave) / 2, tall + 0.1), (length, depth + eave, 0.2), M.WALL),
+        ]
+    )
+
+
 def _facade(rng, length: float, floors: int, storey: float, tall: float) -> Mesh:
     """A wall of quads; those of the windows lie deeper and are of glass."""
     columns = max(1, int(length / rng.uniform(1.8, 3.5)))

@@ -22,6 +22,8 @@ from .streets import REACH, Street
 
 SPLITS = ("train", "val", "test")
 FRAMES_PER_SPLIT = 10_000_000
+GENERATION = 1
+"""Raised whenever the same seed begins to give another frame."""
 
 
 @dataclass
@@ -173,7 +175,7 @@ def make_world(
     for split in counts:
         frame_seed(split, seed, 0)
     folder = Path(root) / name
-    _write_info(folder, {"sensor": sensor, "seed": seed})
+    _write_info(folder, {"sensor": sensor, "seed": seed, "generation": GENERATION})
     jobs = []
     for split, count in counts.items():
         (folder / split).mkdir(exist_ok=True)
@@ -188,8 +190,9 @@ def _write_info(folder: Path, made: dict) -> None:
         before = json.loads(path.read_text())
         if {key: before.get(key) for key in made} != made:
             raise ValueError(
-                f"{folder} holds a world made with sensor {before.get('sensor')!r} and seed "
-                f"{before.get('seed')}, not {made}; choose another name or remove it"
+                f"{folder} holds a world made with sensor {before.get('sensor')!r}, seed "
+                f"{before.get('seed')} and generation {before.get('generation')}, not {made}; "
+                "choose another name or remove it"
             )
     folder.mkdir(parents=True, exist_ok=True)
     info = made | {"class_names": CLASS_NAMES, "kinds": KINDS, "semantics": SEMANTICS}
@@ -208,10 +211,13 @@ def _run(folder: Path, seed: int, sensor: str, jobs: list, workers: int) -> None
             work(job)
             bar.update()
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        pool = ProcessPoolExecutor(workers)
+        try:
             for future in as_completed([pool.submit(work, job) for job in jobs]):
                 future.result()
                 bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
     print()
 
 

@@ -17,6 +17,8 @@ def lay_out(rng: np.random.Generator, front: bool = False) -> Street:
     """A street drawn from ``rng``; with ``front`` only the part ahead of the sensor is filled."""
     plan = draw_plan(rng)
     street = Street(_draw_road(rng, plan), plan.ego, front)
+    if rng.random() < plan.dead_end:
+        _end(rng, street)
     _traffic(rng, street, plan)
     _parked(rng, street, plan)
     _cross_traffic(rng, street, plan)
@@ -25,6 +27,15 @@ def lay_out(rng: np.random.Generator, front: bool = False) -> Street:
         _roadside(rng, street, plan, side)
         _frontage(rng, street, plan, side)
     return street
+
+
+def _end(rng: np.random.Generator, street: Street) -> None:
+    """A building across the road: a square, a yard or the head of a T-junction."""
+    length, depth = rng.uniform(12, 45), rng.uniform(8, 15)
+    mesh = clutter.building(rng, length, depth)
+    s, t = rng.uniform(11, 50), rng.uniform(-0.3, 0.3) * length
+    yaw = rng.normal(0, 0.15) - np.pi / 2
+    street.add(mesh, s, t, yaw, "building", (length, depth), shift=depth / 2)
 
 
 def _draw_road(rng: np.random.Generator, plan: Plan) -> Road:
@@ -220,9 +231,11 @@ def _roadside(rng: np.random.Generator, street: Street, plan: Plan, side: int) -
 
 
 def _furniture(rng: np.random.Generator) -> Mesh:
-    kind = rng.choice(4, p=[0.25, 0.05, 0.3, 0.4])
+    kind = rng.choice(5, p=[0.13, 0.05, 0.3, 0.4, 0.12])
     if kind == 0:
         return people.parked_bicycle(rng)[0]
+    if kind == 4:
+        return people.bicycle_rack(rng)
     return (clutter.scooter, clutter.bollard, clutter.furniture)[kind - 1](rng)
 
 
@@ -321,6 +334,20 @@ def _block(rng, street, s, side, start, length, plan) -> None:
     street.add(mesh, s, t, yaw, "building", (length - 0.1, depth), shift=depth / 2, margin=0.02)
 
 
+def _garages(rng, street, s, side, start, length, plan) -> None:
+    """Garages close to the road, with a car before them at times."""
+    length, depth, setback = min(length, rng.uniform(3, 14)), rng.uniform(5, 7), rng.uniform(0, 5.5)
+    yaw = 0 if side > 0 else np.pi
+    mesh = clutter.garage(rng, length, depth)
+    t = side * (start + setback)
+    street.add(mesh, s, t, yaw, "building", (length, depth), shift=depth / 2, margin=0.05)
+    if setback > 3:
+        kind, car, size = _vehicle(rng, (0.93, 0.07, 0, 0))
+        angle = rng.choice([-1, 1]) * np.pi / 2 + rng.normal(0, 0.08)
+        t = side * (start + setback - size[0] / 2 - rng.uniform(0.3, 1))
+        street.add(car, s + rng.uniform(-0.3, 0.3) * length, t, angle, kind, size=size)
+
+
 def _wood(rng, street, s, side, start, length, plan) -> None:
     """Trees and undergrowth."""
     for _ in range(rng.integers(5, 15)):
@@ -361,6 +388,7 @@ def _car_park(rng, street, s, side, start, length, plan) -> None:
 LOTS = {
     "house": _house,
     "block": _block,
+    "garages": _garages,
     "wood": _wood,
     "meadow": _meadow,
     "car_park": _car_park,

@@ -151,6 +151,19 @@ def cyclist(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
     return fitted(merge([bike, *parts]))
 
 
+def bicycle_rack(rng: np.random.Generator) -> Mesh:
+    """A row of parked bicycles side by side: clutter of a car's size."""
+    kinds = [fitted(bicycle(rng))[0] for _ in range(2)]
+    count = rng.integers(3, 11)
+    pitch = rng.uniform(0.32, 0.7)
+    parts = []
+    for place in (np.arange(count) - (count - 1) / 2) * pitch:
+        shift = (rng.normal(0, 0.12), place + rng.normal(0, 0.05), 0)
+        turn = rng.normal(0, 0.12) + rng.choice([0, np.pi])
+        parts.append(kinds[rng.integers(2)].moved(shift, turn))
+    return merge(parts)
+
+
 def parked_bicycle(rng: np.random.Generator) -> tuple[Mesh, np.ndarray]:
     """A bicycle that nobody rides: clutter."""
     return fitted(bicycle(rng))

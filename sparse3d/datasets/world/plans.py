@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STYLES = ("residential", "city", "avenue", "rural", "yard")
-STYLE_SHARES = (0.38, 0.22, 0.16, 0.12, 0.12)
+STYLES = ("residential", "city", "avenue", "rural", "yard", "alley")
+STYLE_SHARES = (0.35, 0.2, 0.15, 0.11, 0.11, 0.08)
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Plan:
         row_of_trees, border: probability of a row of trees, of one fence or the like all along.
         border_mix: shares of hedges, walls, fences, rails and thickets among these.
         occupancy: share of the parking places that are taken.
+        dead_end: probability of a building across the road.
         lots: shares of what lies beyond the sidewalks.
         ego: (t, yaw) of the sensor.
     """
@@ -49,16 +50,25 @@ class Plan:
     border: float
     border_mix: tuple[float, ...]
     occupancy: float
+    dead_end: float
     lots: dict[str, float]
     ego: tuple[float, float]
 
 
 LOTS = {
-    "residential": {"house": 0.60, "block": 0.08, "wood": 0.23, "meadow": 0.05, "car_park": 0.04},
+    "residential": {
+        "house": 0.56,
+        "block": 0.08,
+        "garages": 0.04,
+        "wood": 0.23,
+        "meadow": 0.05,
+        "car_park": 0.04,
+    },
     "city": {"house": 0.14, "block": 0.55, "wood": 0.20, "meadow": 0.03, "car_park": 0.08},
     "avenue": {"house": 0.14, "block": 0.2, "wood": 0.45, "meadow": 0.14, "car_park": 0.07},
     "rural": {"house": 0.1, "block": 0.0, "wood": 0.6, "meadow": 0.28, "car_park": 0.02},
     "yard": {"house": 0.1, "block": 0.25, "wood": 0.15, "meadow": 0.1, "car_park": 0.4},
+    "alley": {"house": 0.25, "block": 0.25, "garages": 0.25, "wood": 0.2, "car_park": 0.05},
 }
 PARKING = {
     "residential": (("none", "lane", "kerb", "bay", "square"), (0.15, 0.4, 0.3, 0.1, 0.05)),
@@ -69,6 +79,7 @@ PARKING = {
     "avenue": (("none", "lane", "bay", "square"), (0.6, 0.2, 0.15, 0.05)),
     "rural": (("none", "lane", "kerb"), (0.85, 0.1, 0.05)),
     "yard": (("none", "lane", "square", "slant"), (0.3, 0.2, 0.35, 0.15)),
+    "alley": (("none", "lane", "kerb"), (0.5, 0.3, 0.2)),
 }
 BORDER_MIX = {
     "residential": (0.38, 0.14, 0.14, 0.0, 0.34),
@@ -76,14 +87,16 @@ BORDER_MIX = {
     "avenue": (0.15, 0.08, 0.1, 0.2, 0.47),
     "rural": (0.05, 0.05, 0.1, 0.3, 0.5),
     "yard": (0.2, 0.25, 0.4, 0.05, 0.1),
+    "alley": (0.35, 0.35, 0.2, 0.0, 0.1),
 }
-HEADWAY = {"residential": 45, "city": 22, "avenue": 20, "rural": 45, "yard": 40}
+HEADWAY = {"residential": 45, "city": 22, "avenue": 20, "rural": 45, "yard": 40, "alley": 60}
 LANE_WIDTH = {
     "residential": (2.2, 3.0),
     "city": (2.8, 3.5),
     "avenue": (3.1, 3.8),
     "rural": (2.7, 3.6),
     "yard": (2.5, 3.5),
+    "alley": (1.7, 2.4),
 }
 PEOPLE = {
     "residential": (3.5, 1.5),
@@ -91,6 +104,7 @@ PEOPLE = {
     "avenue": (4, 2.5),
     "rural": (0.8, 1.0),
     "yard": (4, 1),
+    "alley": (2, 0.8),
 }
 
 
@@ -113,8 +127,8 @@ def draw_plan(rng: np.random.Generator) -> Plan:
         right=lanes[0] * lane_width + strip[0],
         left=lanes[1] * lane_width + strip[1],
         parking=parking,
-        walks=(rng.uniform(0.8, 4.5), rng.uniform(0.8, 4.5)),
-        kerb=0.0 if style in ("rural", "yard") else rng.uniform(0.04, 0.17),
+        walks=tuple(rng.uniform(0.8, 4.5, 2) * (0.4 if style == "alley" else 1.0)),
+        kerb=0.0 if style in ("rural", "yard", "alley") else rng.uniform(0.04, 0.17),
         banks=(rng.normal(ditch / 3, 0.03), rng.normal(ditch / 3, 0.03)),
         bend=rng.normal(0, 0.0025) if rng.random() < 0.6 else 0.0,
         paved=style in ("city", "yard") and rng.random() < 0.8,
@@ -129,14 +143,15 @@ def draw_plan(rng: np.random.Generator) -> Plan:
         border=0.72,
         border_mix=BORDER_MIX[style],
         occupancy=rng.uniform(0.05, 1.0),
+        dead_end={"city": 0.12, "yard": 0.3, "alley": 0.15}.get(style, 0.02),
         lots=LOTS[style],
         ego=_draw_ego(rng, lanes[0], lane_width, style),
     )
 
 
 def _draw_crossings(rng: np.random.Generator, style: str) -> tuple[tuple[float, float], ...]:
-    chance = {"residential": 0.5, "city": 0.7, "avenue": 0.55, "rural": 0.2, "yard": 0.3}[style]
-    if rng.random() > chance:
+    chance = {"residential": 0.5, "city": 0.7, "avenue": 0.55}
+    if rng.random() > chance.get(style, 0.25):
         return ()
     first = rng.uniform(-30, 60)
     crossings = [(first, rng.uniform(4.5, 14))]
