@@ -5,7 +5,6 @@ from torch import Tensor
 
 from . import backend, native
 from .reference import set_attention as reference
-from .voxelize import segment_reduce
 
 _MOST_PER_HEAD = 128  # of the kernel
 
@@ -87,7 +86,7 @@ def _attention_backward(
     order: Tensor,
     offsets: Tensor,
     norms: Tensor,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     index = (position_index.contiguous(), order.contiguous(), offsets.contiguous())
     sizes = (len(offsets) - 1, qkv.shape[1] // 3, norms.shape[2])
@@ -95,12 +94,16 @@ def _attention_backward(
     native.call(
         "s3d_set_attention_backward", *given, *index, norms, *sizes, grad_qkv, native.threads()
     )
-    return grad_qkv
+    grad_position = torch.empty_like(position, memory_format=torch.contiguous_format)
+    counts = order.new_empty(len(position))
+    sizes = (qkv.shape[1], index[0], len(qkv), position.shape[1], len(position))
+    native.call("s3d_segment_sum", grad_qkv, *sizes, 0, grad_position, counts, native.threads())
+    return grad_qkv, grad_position
 
 
 @_attention_backward.register_fake
 def _(grad, qkv, position, position_index, order, offsets, norms):
-    return torch.empty_like(qkv)
+    return torch.empty_like(qkv), torch.empty_like(position)
 
 
 def _setup(ctx, inputs, output):
@@ -109,13 +112,8 @@ def _setup(ctx, inputs, output):
 
 
 def _gradient(ctx, grad, _):
-    qkv, position, position_index, order, offsets, norms = ctx.saved_tensors
-    grad_qkv = _attention_backward(grad, qkv, position, position_index, order, offsets, norms)
-    grad_position = None
-    if ctx.needs_input_grad[1]:
-        placed = grad_qkv[:, : position.shape[1]]
-        grad_position = segment_reduce(placed, position_index, len(position), "sum")
-    return grad_qkv, grad_position, None, None, None, None
+    grads = _attention_backward(grad, *ctx.saved_tensors)
+    return *grads, None, None, None, None
 
 
 _attention.register_autograd(_gradient, setup_context=_setup)

@@ -246,8 +246,8 @@ def _native_reduce(values, index, segments, reduce):
     if reduce == "max":
         failed = native.call("s3d_segment_max", values, *sizes, out, extra, native.threads())
     else:
-        mean = int(reduce == "mean")
-        failed = native.call("s3d_segment_sum", values, *sizes, mean, out, extra, native.threads())
+        sizes = (channels, *sizes, int(reduce == "mean"))
+        failed = native.call("s3d_segment_sum", values, *sizes, out, extra, native.threads())
     if failed:
         raise ValueError(
             f"index holds {int(index.min())}..{int(index.max())}; it must be in [-1, {segments})"

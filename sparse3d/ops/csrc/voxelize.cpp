@@ -129,11 +129,11 @@ EXPORT int64_t s3d_unique_keys(const int64_t* keys, int64_t n, int64_t* unique, 
   return found;
 }
 
-// Sum, or mean, of the rows of each segment, in float64; counts [segments].
-// Returns 1 when an index is out of range.
-EXPORT int64_t s3d_segment_sum(const float* values, const int64_t* index, int64_t n,
-                               int64_t channels, int64_t segments, int64_t mean, float* out,
-                               int64_t* counts, int64_t threads) {
+// Sum, or mean, of the rows of each segment, in float64; counts [segments]. `stride`: floats from
+// one row to the next. Returns 1 when an index is out of range.
+EXPORT int64_t s3d_segment_sum(const float* values, int64_t stride, const int64_t* index,
+                               int64_t n, int64_t channels, int64_t segments, int64_t mean,
+                               float* out, int64_t* counts, int64_t threads) {
   const Segments group(index, n, segments);
   if (!group.valid) return 1;
 #pragma omp parallel num_threads(useful_threads(threads, n * channels, 1 << 14))
@@ -143,7 +143,7 @@ EXPORT int64_t s3d_segment_sum(const float* values, const int64_t* index, int64_
     for (int64_t s = 0; s < segments; ++s) {
       std::fill(total.begin(), total.end(), 0.0);
       for (int64_t k = group.start[s]; k < group.start[s + 1]; ++k) {
-        const float* row = values + group.rows[k] * channels;
+        const float* row = values + group.rows[k] * stride;
         for (int64_t c = 0; c < channels; ++c) total[c] += row[c];
       }
       counts[s] = group.start[s + 1] - group.start[s];
