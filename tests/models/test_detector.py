@@ -107,6 +107,19 @@ def test_losses_and_detections(design, implementation):
 
 
 @designs
+def test_half_precision_trains(design):
+    model = build(design)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(Batch([scene(1), scene(2)]), mode="loss")
+    exact = build(design)(Batch([scene(1), scene(2)]), mode="loss")
+    sum(losses.values()).backward()
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact[name].item(), rel=0.1, abs=0.1)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@designs
 @pytest.mark.parametrize("kind", ["one empty", "all empty", "out of range"])
 def test_scenes_without_points_train_and_predict(design, kind):
     samples = {

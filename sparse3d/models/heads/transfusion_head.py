@@ -140,7 +140,7 @@ class TransFusionHead(nn.Module):
         one_hot = F.one_hot(labels, len(self.class_names)).transpose(1, 2).to(flat)
         index = cells[:, None]
         query = flat.gather(2, index.expand(-1, flat.shape[1], -1)) + self.class_encoding(one_hot)
-        position = cell_centers(x.shape[-2:], flat)
+        position = cell_centers(x.shape[-2:], x.device)
         query_position = position[cells]
         query = self.decoder(query, flat, query_position, position)
 
@@ -270,12 +270,10 @@ def top_queries(peaks: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack([b[0] for b in best]), torch.stack([b[1] for b in best])
 
 
-def cell_centers(size: Sequence[int], like: Tensor) -> Tensor:
-    """[H*W, 2] column and row of each cell's centre, for ``size`` (H, W)."""
-    rows, columns = (torch.arange(n, device=like.device) + 0.5 for n in size)
-    return (
-        torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1).flatten(0, 1).to(like)
-    )
+def cell_centers(size: Sequence[int], device: torch.device) -> Tensor:
+    """[H*W, 2] float32 column and row of each cell's centre, for ``size`` (H, W)."""
+    rows, columns = (torch.arange(n, device=device) + 0.5 for n in size)
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1).flatten(0, 1)
 
 
 def query_code(raw: dict[str, Tensor]) -> Tensor:
