@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from sparse3d.engine.checkpoints import load_weights, read_checkpoint, save_atomic, strip_prefix
+from sparse3d.engine.checkpoints import read_checkpoint, save_atomic, strip_prefix
 from sparse3d.engine.published import LAYOUTS, Conversion, convert_detector
 from sparse3d.engine.runner import load_config
 from sparse3d.registry import MODELS
@@ -73,7 +73,7 @@ def report(conversion: Conversion) -> str:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Convert, report, write and read back.
+    """Convert, report and write.
 
     Raises:
         FileNotFoundError: there is no such checkpoint or config.
@@ -98,7 +98,6 @@ def convert(args: argparse.Namespace) -> None:
     }
     state = {**model.state_dict(), **conversion.state}
     save_atomic({"state_dict": state, "meta": meta}, args.output)
-    load_weights(model, args.output)
     print(f"written to {args.output}")
 
 

@@ -79,13 +79,12 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, is of another toolkit, or does not fit the model; the
-            message names the first missing, unexpected and misshapen tensors.
+        ValueError: the file cannot be read, is of another toolkit, holds NaN, or does not fit the
+            model; the message names the first missing, unexpected and misshapen tensors.
     """
     checkpoint = read_checkpoint(path)
-    state, meta = _state_of(checkpoint, path), {}
-    if state is not checkpoint:
-        meta = checkpoint.get("meta") or {}
+    state = _state_of(checkpoint, path)
+    meta = (checkpoint.get("meta") or {}) if "state_dict" in checkpoint else {}
     problems = _misfits(state, model.state_dict())
     if problems:
         origin = meta.get("config") or meta.get("experiment_name")
@@ -94,6 +93,12 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
             f"{path}{source} does not fit {type(model).__name__}; nothing was loaded:\n  "
             + "\n  ".join(problems)
             + "\nBuild the model from the configuration that the weights were trained with."
+        )
+    spoilt = [name for name, tensor in state.items() if tensor.isnan().any()]
+    if spoilt:
+        raise ValueError(
+            f"{len(spoilt)} tensors in {path} hold NaN, the first is {spoilt[0]}: the training had "
+            "diverged; take an earlier checkpoint. Nothing was loaded"
         )
     model.load_state_dict(state)
     return meta
@@ -132,10 +137,10 @@ def _state_of(checkpoint: Any, path: str | Path) -> dict[str, Tensor]:
             f"{path} is a checkpoint of OpenPCDet or DSVT; convert it first: python "
             f"tools/convert_checkpoint.py {path} OUTPUT --config CONFIG"
         )
-    if isinstance(checkpoint, Mapping) and "state_dict" in checkpoint:
-        return strip_prefix(checkpoint["state_dict"])
-    if _is_state(checkpoint):
-        return checkpoint
+    if isinstance(checkpoint, Mapping):
+        state = checkpoint.get("state_dict", checkpoint)
+        if _is_state(state):
+            return strip_prefix(state)
     keys = (
         list(checkpoint)[:SHOWN] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
     )

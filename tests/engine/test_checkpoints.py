@@ -46,16 +46,17 @@ class Attribute:
         return getattr, (HistoryBuffer, "__init__")
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "ddp"])
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "ddp", "plain ddp"])
 def test_weights_come_back(tmp_path, wrap):
     state = net().state_dict()
-    if wrap == "ddp":
+    plain = wrap.startswith("plain")
+    if wrap.endswith("ddp"):
         state = {f"module.{name}": tensor for name, tensor in state.items()}
     path = tmp_path / "a.pth"
     meta = {"config": "configs/x.py", "epoch": 3}
-    save_atomic(state if wrap == "plain" else {"state_dict": state, "meta": meta}, path)
+    save_atomic(state if plain else {"state_dict": state, "meta": meta}, path)
     model = fresh()
-    assert load_weights(model, path) == ({} if wrap == "plain" else meta)
+    assert load_weights(model, path) == ({} if plain else meta)
     assert same(model.state_dict(), net().state_dict())
 
 
@@ -140,13 +141,25 @@ def test_weights_of_another_model_are_refused_whole(tmp_path, other, says):
     assert same(model.state_dict(), before)
 
 
+def test_weights_of_a_diverged_training_are_refused(tmp_path):
+    state = net().state_dict()
+    state["1.running_mean"][2] = float("nan")
+    save_atomic({"state_dict": state}, tmp_path / "a.pth")
+    model = fresh()
+    with pytest.raises(ValueError, match=r"1 tensors in .* hold NaN, the first is 1\.running_mean"):
+        load_weights(model, tmp_path / "a.pth")
+    assert (model[0].weight == 7).all()
+
+
 def test_a_published_checkpoint_is_referred_to_the_converter(tmp_path):
     save_atomic({"model_state": net().state_dict()}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"convert_checkpoint\.py"):
         load_weights(net(), tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], torch.zeros(3)])
+@pytest.mark.parametrize(
+    "content", [{}, {"epoch": 3}, [1, 2], torch.zeros(3), {"state_dict": {"a": 1}}]
+)
 def test_files_without_weights_are_refused(tmp_path, content):
     save_atomic(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="holds no weights"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -195,8 +196,7 @@ class VoxelNeXtHead(nn.Module):
     def predict(self, raw: VoxelMaps) -> list[Detections]:
         """Detections of each sample, by falling score."""
         found = []
-        for sample in range(raw.voxels.batch_size):
-            rows = (raw.voxels.batch_index == sample).nonzero()[:, 0]
+        for rows in sample_rows(raw.voxels):
             cell = raw.voxels.coords[rows, 1:]
             parts = []
             for maps, group in zip(raw.groups, self.groups):
@@ -240,7 +240,8 @@ def assign_voxels(
         ValueError: a box is not finite, or velocities are asked for and not given.
     """
     sample, rows, channel = gather_objects(boxes, labels, classes, velocity)
-    filled = torch.bincount(voxels.batch_index, minlength=voxels.batch_size)[sample] > 0
+    parts = sample_rows(voxels)
+    filled = torch.tensor([part.stop > part.start for part in parts], device=sample.device)[sample]
     sample, rows, channel = sample[filled], rows[filled], channel[filled]
     center = frame.to_cells(rows[:, :2])
     center = torch.minimum(center.clamp(min=0), center.new_tensor(voxels.shape) - 0.5)
@@ -252,16 +253,24 @@ def assign_voxels(
     cells = voxels.coords[:, 1:].float()
     heatmap = cells.new_zeros(len(classes), len(voxels))
     nearest = torch.empty_like(sample)
-    for index in range(len(rows)):  # one object at a time: N voxels each, however many objects
-        own = (voxels.batch_index == sample[index]).nonzero()[:, 0]
-        around_center = ((cells[own] - center[index]) ** 2).sum(1)
+    # one object at a time: an array of all objects times all voxels would be large
+    for index, (plane, part) in enumerate(zip(channel.tolist(), sample.tolist())):
+        own = cells[parts[part]]
+        around_center = ((own - center[index]) ** 2).sum(1)
         first = around_center.argmin()
-        around_voxel = ((cells[own] - cells[own[first]]) ** 2).sum(1)
+        around_voxel = ((own - own[first]) ** 2).sum(1)
         heat = torch.exp(-torch.minimum(around_center, around_voxel) * sharpness[index])
-        plane = heatmap[channel[index]]
-        plane[own] = torch.maximum(plane[own], heat)
-        nearest[index] = own[first]
+        drawn = heatmap[plane, parts[part]]
+        torch.maximum(drawn, heat, out=drawn)
+        nearest[index] = parts[part].start + first
     return VoxelTargets(heatmap.T, nearest, encode(rows, center - cells[nearest]), rows)
+
+
+def sample_rows(voxels: SparseVoxels) -> list[slice]:
+    """The rows of each sample; samples lie one after the other."""
+    samples = torch.arange(voxels.batch_size + 1, device=voxels.device)
+    bounds = torch.searchsorted(voxels.batch_index, samples).tolist()
+    return [slice(low, high) for low, high in pairwise(bounds)]
 
 
 def box_code(maps: dict[str, Tensor]) -> Tensor:
