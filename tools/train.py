@@ -9,6 +9,7 @@ from mmengine.config import DictAction
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.engine import distributed
+from sparse3d.engine.optim import NotFiniteError
 from sparse3d.engine.runner import build_runner
 
 
@@ -40,4 +41,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, NotFiniteError) as error:
+        sys.exit(f"error: {error}")

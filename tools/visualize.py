@@ -16,6 +16,8 @@ from sparse3d.structures import collate
 from sparse3d.visualization import open3d_view, report
 from sparse3d.visualization.scene import Scene
 
+SPLITS = ("val", "test", "train")
+
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
@@ -23,7 +25,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="a file of configs/")
     parser.add_argument("checkpoint", nargs="?", help="weights; without: only the true boxes")
     parser.add_argument("--index", type=int, default=0, help="of the sample in its split (0)")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="of the config's data (the first of these that it has)"
+    )
     parser.add_argument("--out", default="scene.png", help="file to write (scene.png)")
     parser.add_argument(
         "--view", choices=("bev", "3d"), default="bev", help="from above, or in 3-D by Open3D"
@@ -39,10 +43,11 @@ def parse_args() -> argparse.Namespace:
 def make_scene(args: argparse.Namespace) -> Scene:
     """The sample asked for, with detections when there are weights."""
     cfg = load_config(args.config, args.cfg_options)
-    loader = cfg.get(f"{args.split}_dataloader")
-    if loader is None:
-        raise SystemExit(f"{args.config} has no {args.split}_dataloader; choose another --split")
-    dataset = DATASETS.build(loader.dataset)
+    there = [split for split in SPLITS if cfg.get(f"{split}_dataloader")]
+    split = args.split or (there or SPLITS)[0]
+    if split not in there:
+        raise SystemExit(f"{args.config} has no {split}_dataloader; it has those of {there}")
+    dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
     if not -len(dataset) <= args.index < len(dataset):
         raise SystemExit(f"--index is {args.index}; the split has {len(dataset)} samples")
     sample = dataset[args.index]
@@ -72,4 +77,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")

@@ -34,6 +34,8 @@ def start(launcher: str) -> None:
     os.environ.setdefault("MKL_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Of 1x1 convolutions; costs a copy of a small tensor.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 

@@ -11,10 +11,11 @@ from sparse3d.registry import HOOKS
 from sparse3d.visualization.report import write_report
 from sparse3d.visualization.scene import Scene
 
-from .checkpoints import read_checkpoint
+from .checkpoints import read_checkpoint, save_atomic
 from .distributed import average_buffers
 
 POINTER = "last_checkpoint"
+FINAL = "final.pth"
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
@@ -40,10 +41,10 @@ class DatasetEpochHook(Hook):
 
 @HOOKS.register_module()
 class CheckpointHook(Hook):
-    """Writes epoch_N.pth, iter_N.pth and best.pth so that no moment of death loses the work.
+    """Writes epoch_N.pth, iter_N.pth, best.pth and, when all is done, final.pth (weights alone).
 
-    A file is complete before the pointer ``last_checkpoint`` names it, and older ones go only after
-    that.
+    No moment of death loses the work: a file is complete before the pointer ``last_checkpoint``
+    names it, and older ones go only after that.
 
     Args:
         interval: epochs between checkpoints; the last epoch always has one.
@@ -104,6 +105,12 @@ class CheckpointHook(Hook):
             self.best = score
             meta = {"score": score, "epoch": runner.epoch, "iter": runner.iter}
             runner.save_checkpoint(runner.work_dir, "best.pth", meta=meta)
+
+    def after_train(self, runner) -> None:
+        if is_main_process():
+            checkpoint = read_checkpoint(latest_checkpoint(runner.work_dir))
+            weights = {key: checkpoint[key] for key in ("meta", "state_dict")}
+            save_atomic(weights, Path(runner.work_dir) / FINAL)
 
     def _save(self, runner, name: str, by_epoch: bool) -> None:
         average_buffers(runner.model)

@@ -126,6 +126,10 @@ class OneCycle(_ParamScheduler):
         factor = self._between(first, 1.0, first / self.final_div_factor)
         return [peak * factor for peak in self.base_values]
 
+    def state_dict(self) -> dict:
+        """How far it is. What it follows comes from the config, so that a run can be prolonged."""
+        return {name: getattr(self, name) for name in ("last_step", "_global_step")}
+
     def step(self) -> None:
         """Set learning rate and momentum of the next iteration."""
         super().step()

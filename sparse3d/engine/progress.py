@@ -40,9 +40,10 @@ class ProgressHook(Hook):
 
     def before_train(self, runner) -> None:
         self.done, self.training = 0, 0.0
+        length, rest = len(runner.train_dataloader), runner.max_iters - runner.iter
         self._say(
-            f"training {runner.model_name}: epochs {runner.epoch + 1} to {runner.max_epochs} of "
-            f"{len(runner.train_dataloader)} iterations; everything goes to {runner.work_dir}"
+            f"training {runner.model_name}: {rest} iterations left of {runner.max_epochs} epochs "
+            f"of {length}; everything goes to {runner.work_dir}"
         )
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:

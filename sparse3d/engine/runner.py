@@ -34,7 +34,7 @@ from sparse3d.structures import collate
 
 from . import distributed
 from .checkpoints import load_weights, read_checkpoint, save_atomic
-from .hooks import POINTER, latest_checkpoint
+from .hooks import FINAL, POINTER, latest_checkpoint
 from .loops import TrainLoop
 from .progress import LOG, cut_log, read_log
 
@@ -186,8 +186,9 @@ class Runner(MMRunner):
         if is_main_process():
             folder = Path(self.work_dir)
             (folder / POINTER).unlink(missing_ok=True)
-            if (folder / LOG).is_file():
-                (folder / LOG).rename(folder / f"log_before_{self.timestamp}.jsonl")
+            for old in (folder / LOG, folder / FINAL):
+                if old.is_file():
+                    old.rename(old.with_stem(f"{old.stem}_before_{self.timestamp}"))
         barrier()
 
     def resume(self, filename, *args, **kwargs) -> None:

@@ -1,5 +1,7 @@
 """The scene in 3-D by Open3D: a picture drawn off the screen, or a window to turn it in."""
 
+import os
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -60,6 +62,7 @@ def _import() -> ModuleType:
 def _open(scene: Scene, size: tuple[int, int], visible: bool):
     """A visualizer that holds the scene."""
     open3d = _import()
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # else Mesa complains
     view = open3d.visualization.Visualizer()
     quiet = open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error)
     with quiet:

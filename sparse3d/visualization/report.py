@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sparse3d.datasets.base import read_image
 from sparse3d.structures import Camera
 
 from .scene import TRUTH, BoxToShow, Scene, class_color
@@ -65,7 +66,10 @@ def camera_view(scene: Scene, name: str) -> np.ndarray:
     if name not in scene.images or name not in scene.cameras:
         there = sorted(set(scene.images) & set(scene.cameras))
         raise KeyError(f"no image and camera {name!r} in the scene; there are: {there}")
-    image = np.ascontiguousarray(np.asarray(scene.images[name], dtype=np.uint8)).copy()
+    image = scene.images[name]
+    if isinstance(image, (str, Path)):
+        image = read_image(image)
+    image = np.ascontiguousarray(np.asarray(image, dtype=np.uint8)).copy()
     for box in scene.boxes:
         _draw_projected(image, scene.cameras[name], box)
     return image
@@ -111,7 +115,7 @@ def _draw_points(image: np.ndarray, pixels: np.ndarray, shade: np.ndarray) -> No
     inside = ((spots >= 0) & (spots < [image.shape[1], image.shape[0]])).all(1)
     order = np.argsort(shade[inside], kind="stable")  # the highest point of a pixel is seen
     spots, levels = spots[inside][order], shade[inside][order]
-    colors = cv2.applyColorMap((70 + 185 * levels).astype(np.uint8)[:, None], cv2.COLORMAP_BONE)
+    colors = cv2.applyColorMap((90 + 165 * levels).astype(np.uint8)[:, None], cv2.COLORMAP_BONE)
     if len(spots):
         image[spots[:, 1], spots[:, 0]] = colors[:, 0, ::-1]
 

@@ -1,6 +1,7 @@
 """What to show, described once; report.py and open3d_view.py draw it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,10 @@ class BoxToShow:
 
     @property
     def nose(self) -> np.ndarray:
-        """[2, 3] metres: from the bottom's front edge, a third of the length ahead."""
+        """[2, 3] metres: from the bottom's front edge ahead by half the length, at most 1.2."""
         middle, front = self.corners[:4].mean(0), self.corners[[0, 3]].mean(0)
-        return np.stack([front, front + (front - middle) * 2 / 3])
+        half = max(float(np.linalg.norm(front - middle)), 1e-6)
+        return np.stack([front, front + (front - middle) / half * min(half, 1.2)])
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Scene:
         shade: [P] float32 in 0..1, from dark to bright: height.
         boxes: true ones first, then predictions by rising score (the surest is drawn last).
         cameras: cameras by name.
-        images: uint8 [H, W, 3] RGB of some cameras, by the same name.
+        images: of some cameras, by the same name: uint8 [H, W, 3] RGB, or the path of a file.
     """
 
     title: str
@@ -88,14 +90,8 @@ class Scene:
         names = class_names or sample.meta.get("class_names") or []
         points = sample.points[:, :3].detach().cpu().float().numpy()
         boxes = [] if sample.boxes is None else _boxes(sample.boxes, sample.labels, None, names)
-        return cls(
-            sample.sample_id,
-            points,
-            _shade(points),
-            boxes,
-            dict(sample.cameras),
-            dict(sample.images),
-        )
+        images = _images(sample)
+        return cls(sample.sample_id, points, _shade(points), boxes, dict(sample.cameras), images)
 
     @classmethod
     def from_detections(
@@ -134,6 +130,15 @@ class Scene:
         seen = np.concatenate(seen)
         middle, half = (seen.min(0) + seen.max(0)) / 2, np.maximum(np.ptp(seen, axis=0) / 2, 2) + 1
         return np.stack([middle - half, middle + half])
+
+
+def _images(sample: Sample) -> dict[str, Any]:
+    """The sample's images; those not loaded by the paths that its meta notes."""
+    paths = dict(sample.meta.get("image_paths") or {})
+    if len(sample.cameras) == 1 and sample.meta.get("image_path"):
+        paths = {next(iter(sample.cameras)): sample.meta["image_path"]}
+    paths = {name: path for name, path in paths.items() if Path(path).is_file()}
+    return {**paths, **sample.images}
 
 
 def _shade(points: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ def test_a_resumed_run_equals_one_never_stopped(tmp_path, monkeypatch, whole_run
         end_after(patch, runner, stop, moment == "before validation")
         runner.train()
     train(tmp_path, resume=True)
-    for name in ("epoch_3.pth", "best.pth"):
+    for name in ("epoch_3.pth", "best.pth", "final.pth"):
         assert same(weights(tmp_path / name), weights(whole_run / name))
     assert log(tmp_path) == log(whole_run)
 
@@ -160,9 +160,10 @@ def test_only_the_newest_checkpoints_stay(whole_run, tmp_path):
         "epoch_2.pth",
         "epoch_3.pth",
         "best.pth",
+        "final.pth",
     }
     train(tmp_path, **{"default_hooks.checkpoint.max_keep_ckpts": 1})
-    assert {p.name for p in tmp_path.glob("*.pth")} == {"epoch_3.pth", "best.pth"}
+    assert {p.name for p in tmp_path.glob("*.pth")} == {"epoch_3.pth", "best.pth", "final.pth"}
 
 
 def test_one_cycle_follows_its_definition(whole_run):
@@ -181,9 +182,17 @@ def two_processes(work_dir, *more) -> str:
     """Output of tools/train.py in two processes, which must end well."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += ["tools/train.py", CONFIG, "--work-dir", str(work_dir), "--launcher", "pytorch"]
-    done = subprocess.run([*command, *more], timeout=120, check=False, **surroundings())
+    done = subprocess.run([*command, *more], timeout=600, check=False, **surroundings())
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def test_a_run_can_be_prolonged(tmp_path):
+    train(tmp_path, **{"train_cfg.max_epochs": 1})
+    train(tmp_path, resume=True, **{"train_cfg.max_epochs": 2})
+    rates = [entry["lr"] for entry in log(tmp_path) if entry["mode"] == "train"]
+    assert rates[2] < 1e-3 < rates[3]  # the cycle of two epochs has its middle here
+    assert weights(tmp_path / "final.pth").keys() == weights(tmp_path / "epoch_2.pth").keys()
 
 
 @pytest.mark.slow
