@@ -13,7 +13,7 @@ START=$SECONDS
 mkdir -p "$WORK_DIR"
 
 say "1/5  the world: streets, cars, trucks, cyclists and pedestrians, seen by a 32-beam LiDAR"
-"$RUN" tools/prepare_data.py world --name quickstart --sensor lidar32 --train 500 --test 80 --seed 0
+"$RUN" tools/prepare_data.py world --name quickstart --sensor hdl32 --train 500 --test 80 --seed 0
 "$RUN" tools/prepare_data.py database "$CONFIG"
 
 say "2/5  a look at the data before training on it"
@@ -31,7 +31,8 @@ say "4/5  testing on unseen streets"
   --show-dir "$WORK_DIR/pictures"
 
 say "5/5  one scene in 3-D"
-"$RUN" tools/visualize.py "$CONFIG" "$WORK_DIR/final.pth" --index 0 --out "$WORK_DIR/boxes.png"
+"$RUN" tools/visualize.py "$CONFIG" "$WORK_DIR/final.pth" --index 0 --view 3d \
+  --out "$WORK_DIR/boxes.png"
 
 "$RUN" - "$WORK_DIR" "$((SECONDS - START))" <<'PY'
 import json, sys

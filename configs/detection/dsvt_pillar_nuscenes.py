@@ -55,9 +55,15 @@ model = dict(
         queries=200,
         heads=8,
         ffn_channels=256,
+        window=41,
+        iou=True,
+        bias_before_norm=True,
         point_classes=["pedestrian", "traffic_cone"],
-        code_weights=[1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2],
-        center_limit=[-61.2, -61.2, -10, 61.2, 61.2, 10],
+        losses=dict(code_weights=[1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2]),
+        decoding=dict(
+            center_limit=[-61.2, -61.2, -10, 61.2, 61.2, 10],
+            nms_threshold=[None] * 8 + [0.175, 0.175],
+        ),
     ),
 )
 
