@@ -197,6 +197,17 @@ def test_beams(name, beams, low, high):
     assert np.array_equal(np.unique(origin[:, 2])[::-1], np.unique(sensor.rise)[::-1])
 
 
+@pytest.mark.parametrize("name", ["hdl64", "hdl32"])
+def test_the_carrying_car_stops_the_lowest_beams(name):
+    from sparse3d.datasets.world.sensors import beams, meets_roof
+
+    sensor = SENSORS[name]
+    origin, direction = beams(sensor, np.random.default_rng(0))
+    stopped = meets_roof(sensor, origin, direction).reshape(len(sensor.elevations), -1).mean(1)
+    assert (np.diff(stopped) >= -0.01).all()
+    assert stopped[0] == 0 and stopped[-1] > 0.3
+
+
 def test_scan_measures_a_wall():
     """A wall 10 m ahead, without noise: every point lies on it."""
     from sparse3d.datasets.world.materials import Material

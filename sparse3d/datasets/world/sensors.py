@@ -23,6 +23,9 @@ class Sensor:
         nearest, farthest: metres.
         noise: range (low, high) of the standard deviation of the range, metres.
         wobble: standard deviation of each beam's elevation from the design, degrees.
+        roof: the carrying car's roof, which stops beams: its reach forward, backward and to
+            each side, and how deep it lies below the frame's origin, metres.
+        gain: range (low, high) of a factor on the intensity.
     """
 
     elevations: tuple[float, ...]
@@ -34,6 +37,8 @@ class Sensor:
     farthest: float
     noise: tuple[float, float]
     wobble: float
+    roof: tuple[float, float, float, float]
+    gain: tuple[float, float]
 
 
 # Velodyne HDL-64E: two blocks of 32 lasers, one above the other, 1/3 and 1/2 degree apart.
@@ -47,6 +52,8 @@ _HDL64 = Sensor(
     farthest=80.0,
     noise=(0.008, 0.025),
     wobble=0.06,
+    roof=(0.8, 1.6, 0.5, 0.21),
+    gain=(0.85, 1.15),
 )
 SENSORS = {
     "hdl64": _HDL64,
@@ -61,6 +68,8 @@ SENSORS = {
         farthest=100.0,
         noise=(0.01, 0.03),
         wobble=0.03,
+        roof=(0.7, 1.4, 0.6, 0.28),
+        gain=(0.2, 0.6),
     ),
 }
 """hdl64: KITTI's scanner; hdl64_front: the quarter that KITTI's camera sees; hdl32: nuScenes'."""
@@ -82,6 +91,14 @@ def beams(sensor: Sensor, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     origin = np.zeros_like(direction)
     origin[..., 2] = np.asarray(sensor.rise)[:, None]
     return origin.reshape(-1, 3), direction.reshape(-1, 3)
+
+
+def meets_roof(sensor: Sensor, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Mask [R] of the beams that end on the roof of the car that carries the scanner."""
+    forward, backward, aside, below = sensor.roof
+    down = np.maximum(-direction[:, 2], 1e-6)
+    x, y = (direction[:, :2] * ((origin[:, 2] + below) / down)[:, None]).T
+    return (x < forward) & (x > -backward) & (np.abs(y) < aside)
 
 
 @dataclass
@@ -111,6 +128,8 @@ def scan(
         owner: [F] which thing a face belongs to; a thing has one reflectance per material.
     """
     origin, direction = beams(sensor, rng)
+    clear = ~meets_roof(sensor, origin, direction)
+    origin, direction = origin[clear], direction[clear]
     passing = table("through")[material] * _by_thing(rng, owner)
     depth, face, cosine = _cast(rng, origin, direction, vertices, faces, passing)
     depth = _veiled(rng, depth)
@@ -129,7 +148,7 @@ def scan(
     points = origin[kept] + direction[kept] * depth[:, None]
     intensity = reflectance * (1 - table("gloss")[kind] * (1 - cosine))
     intensity = intensity + rng.normal(0, 1, len(depth)) * table("noise")[kind]
-    intensity = np.clip(intensity, 0, 1)
+    intensity = np.clip(intensity * rng.uniform(*sensor.gain), 0, 1)
     points = np.concatenate([np.round(points, 3), np.round(intensity, 2)[:, None]], 1)
     return Echoes(points.astype(np.float32), face)
 
