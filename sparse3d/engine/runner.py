@@ -111,6 +111,31 @@ class Runner(MMRunner):
             raise ValueError("train_cfg has by_epoch=False; training goes by epochs: max_epochs=N")
         return TrainLoop(**loop, runner=self, dataloader=self._train_dataloader)
 
+    def train(self) -> nn.Module:
+        """Train.
+
+        Raises:
+            FileNotFoundError: the config has no training data.
+        """
+        self._need("train")
+        return super().train()
+
+    def test(self) -> dict:
+        """Test; returns the metrics.
+
+        Raises:
+            FileNotFoundError: the config has no data to test on.
+        """
+        self._need("test")
+        return super().test()
+
+    def _need(self, phase: str) -> None:
+        if self.cfg.get(f"{phase}_dataloader") is None:
+            raise FileNotFoundError(
+                f"{self.cfg.filename} names no data to {phase} on: give it a {phase}_dataloader, "
+                "or take another config of its folder as an example"
+            )
+
     # ------------------------------------------------------------------ checkpoints
 
     @cached_property
@@ -292,6 +317,8 @@ def _complete_phases(cfg: Config) -> None:
     for part in ("dataloader", "evaluator"):
         if cfg.get(f"test_{part}") is None and cfg.get(f"val_{part}") is not None:
             cfg[f"test_{part}"] = copy.deepcopy(cfg[f"val_{part}"])
+    if cfg.get("train_dataloader") is None:
+        cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     for phase in ("val", "test"):
         missing = cfg.get(f"{phase}_dataloader") is None
         cfg[f"{phase}_cfg"] = None if missing else cfg.get(f"{phase}_cfg") or {}

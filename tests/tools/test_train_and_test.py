@@ -58,6 +58,7 @@ def test_a_sample_is_drawn_with_and_without_weights(trained, tmp_path, capsys, w
     [
         ("test", (CONFIG, "missing.pth"), "missing.pth"),
         ("train", ("configs/missing.py",), "configs/missing.py"),
+        ("train", (CONFIG, "--cfg-options", "train_dataloader=None"), "names no data to train on"),
         (
             "train",
             (WORLD, "--cfg-options", "train_dataloader.dataset.data_root=nowhere"),
