@@ -268,7 +268,7 @@ def test_canonical_orders_agree():
 
 
 def loop_hard_voxelize(points, batch, shape, max_points, max_voxels):
-    """Point by point: a voxel opens while its sample has room, a point stays while its voxel has."""
+    """Point by point: voxels open while the sample has room, points stay while the voxel has."""
     unique, index = loop_voxelize(points[:, :3], batch, shape)
     kept, opened = {}, {}
     for point, row in zip(points, index):

@@ -80,6 +80,7 @@ class DSVT(nn.Module):
         heads = _per_stage("heads", heads, count)
         hidden = _per_stage("ffn_channels", ffn_channels or [2 * w for w in widths], count)
         _check_channels(in_channels, widths, heads, reduction)
+        _check_windows(windows, shifts, hybrid_factor, sizes)
         shapes = _stage_shapes(grid, strides)
 
         self.stages = nn.ModuleList()
@@ -284,6 +285,22 @@ def _check_channels(in_channels: int, widths: list[int], heads: list[int], reduc
             f"{reduction} reduction keeps the width but channels are {widths}; make them equal or "
             "use reduction='linear'"
         )
+
+
+def _check_windows(
+    windows: list[Triple], shifts: list[Triple], factor: Triple, sizes: list[int]
+) -> None:
+    for window, shift, size in zip(windows, shifts, sizes):
+        if any(len(triple) != 3 for triple in (window, shift, factor)):
+            raise ValueError(
+                f"window {window}, shift {shift} and hybrid_factor {tuple(factor)} must have three "
+                "numbers each: x, y, z"
+            )
+        if min(*window, *factor, size) < 1 or min(shift) < 0:
+            raise ValueError(
+                f"window {window}, hybrid_factor {tuple(factor)} and set_size {size} must be 1 or "
+                f"more, and shift {shift} 0 or more"
+            )
 
 
 def _stage_shapes(grid: VoxelGrid, strides: Sequence[Triple]) -> list[Triple]:

@@ -125,7 +125,8 @@ def coarse_cells(voxels: SparseVoxels, stride: Triple) -> tuple[SparseVoxels, Te
 def in_slots(values: Tensor, cell: Tensor, slot: Tensor, cells: int, volume: int) -> Tensor:
     """``values`` [N, C] in their slots [cells, volume, C]; zeros elsewhere."""
     out = values.new_zeros(cells * volume, values.shape[1])
-    return out.index_copy(0, cell * volume + slot, values).view(cells, volume, -1)
+    out = out.index_copy(0, cell * volume + slot, values)
+    return out.view(cells, volume, values.shape[1])
 
 
 def slot_max(values: Tensor, cell: Tensor, cells: int, stride: Triple) -> Tensor:

@@ -14,9 +14,9 @@ def set_attention(
     heads: int,
 ) -> Tensor:
     rows, channels = len(qkv), qkv.shape[1] // 3
-    if not rows:
-        return qkv[:, :channels]
     placed = qkv[:, : 2 * channels] + position[position_index]
+    if not rows:
+        return placed[:, :channels]
     counts = offsets.diff()
     slots = torch.arange(int(counts.max()), device=qkv.device)
     filled = slots < counts[:, None]  # [S, slots]
