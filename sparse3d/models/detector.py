@@ -120,6 +120,14 @@ class VoxelDetector(BaseModel):
                     f"columns; the model takes {self.point_channels}: load more columns or set "
                     "point_channels"
                 )
+            bad = ~torch.isfinite(sample.points[:, : self.point_channels]).all(1)
+            if bad.any():
+                row = int(bad.nonzero()[0])
+                raise ValueError(
+                    f"{int(bad.sum())} points of sample {sample.sample_id!r} are not finite, first "
+                    f"row {row}: {sample.points[row].tolist()}; remove them, e.g. "
+                    "points[points.isfinite().all(1)]"
+                )
         return batch.points[:, : self.point_channels]
 
 

@@ -185,6 +185,19 @@ def test_missing_boxes_and_columns_are_refused():
         model(Batch([bare]), mode="loss")
 
 
+@designs
+@pytest.mark.parametrize("mode", ["loss", "predict"])
+@pytest.mark.parametrize("column", [0, 3])
+def test_points_that_are_not_finite_are_refused_before_they_spoil_the_norms(design, mode, column):
+    model = build(design).train(mode == "loss")
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    sample = scene(5)
+    sample.points[7, column] = float("nan")
+    with pytest.raises(ValueError, match=r"1 points of sample 'scene 5' .* row 7"):
+        model(Batch([scene(1), sample]), mode=mode)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+
+
 def test_maps_that_do_not_fit_are_refused_at_once():
     with pytest.raises(ValueError, match="bev_backbone"):
         build(PILLARS, bev_backbone=None)
