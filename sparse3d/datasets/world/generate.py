@@ -22,7 +22,7 @@ from .streets import REACH, Street
 
 SPLITS = ("train", "val", "test")
 FRAMES_PER_SPLIT = 10_000_000
-GENERATION = 2
+GENERATION = 3
 """Raised whenever the same seed begins to give another frame."""
 
 

@@ -98,13 +98,13 @@ LANE_WIDTH = {
     "yard": (2.5, 3.5),
     "alley": (1.7, 2.4),
 }
-PEOPLE = {
-    "residential": (3.5, 1.5),
-    "city": (12, 3.5),
-    "avenue": (4, 2.5),
-    "rural": (0.8, 1.0),
-    "yard": (4, 1),
-    "alley": (2, 0.8),
+PEOPLE = {  # pedestrians, cyclists: more than on most streets, so that few frames show many
+    "residential": (6, 4),
+    "city": (20, 10),
+    "avenue": (8, 7),
+    "rural": (2, 3),
+    "yard": (7, 3),
+    "alley": (4, 2),
 }
 
 
@@ -120,7 +120,7 @@ def draw_plan(rng: np.random.Generator) -> Plan:
     pedestrians, cyclists = PEOPLE[style]
     busy = rng.gamma(2.0, 0.5)
     ditch = -0.12 if style == "rural" else 0.0
-    trucks = rng.uniform(0.0, 0.16) if style in ("avenue", "rural") else rng.uniform(0, 0.08)
+    trucks = rng.uniform(0.05, 0.25) if style in ("avenue", "rural") else rng.uniform(0.02, 0.16)
     return Plan(
         lane_width=lane_width,
         lanes=lanes,
