@@ -82,5 +82,5 @@ test_dataloader = dict(
     ),
 )
 test_evaluator = dict(type="KittiMetric", summary_score=0.4)
-optim_wrapper = dict(precision="bfloat16")
+optim_wrapper = dict(precision="auto")
 train_cfg = dict(max_epochs=6)

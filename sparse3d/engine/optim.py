@@ -14,19 +14,29 @@ class NotFiniteError(FloatingPointError):
     """A loss or gradient is NaN or infinite. The weights have not been touched."""
 
 
+def has_native_bfloat16() -> bool:
+    """Whether the GPU, or where there is none the CPU, multiplies bfloat16 without emulation."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 @OPTIM_WRAPPERS.register_module()
 class CheckedOptimWrapper(OptimWrapper):
     """Steps only when loss and gradients are finite; on request the forward pass is autocast.
 
     Args:
         optimizer, accumulative_counts, clip_grad: as mmengine's OptimWrapper.
-        precision: None, or 'bfloat16' in the forward pass; weights stay float32. (mmengine's own
-            wrapper refuses CPU.) bfloat16 needs no scaling of the loss, float16 would.
+        precision: None, 'bfloat16' in the forward pass (weights stay float32), or 'auto': bfloat16
+            where the processor multiplies it natively. (mmengine's own wrapper refuses CPU.)
+            bfloat16 needs no scaling of the loss, float16 would.
     """
 
     def __init__(self, *args, precision: str | None = None, **kwargs):
-        if precision not in (None, "bfloat16"):
-            raise ValueError(f"precision is {precision!r}; it must be None or 'bfloat16'")
+        if precision not in (None, "bfloat16", "auto"):
+            raise ValueError(f"precision is {precision!r}; it must be None, 'bfloat16' or 'auto'")
+        if precision == "auto":
+            precision = "bfloat16" if has_native_bfloat16() else None
         super().__init__(*args, **kwargs)
         self.precision = precision
 
