@@ -96,12 +96,14 @@ def transfusion_head(config: dict, class_names: list[str]) -> dict:
         "point_classes": class_names[points],
         "overlap": assigner["GAUSSIAN_OVERLAP"],
         "min_radius": assigner["MIN_RADIUS"],
-        "heatmap_weight": weights["hm_weight"],
-        "class_weight": weights["cls_weight"],
-        "box_weight": weights["bbox_weight"],
-        "code_weights": weights["code_weights"],
-        "focal_alpha": config["LOSS_CONFIG"]["LOSS_CLS"]["alpha"],
-        "focal_gamma": config["LOSS_CONFIG"]["LOSS_CLS"]["gamma"],
+        "losses": {
+            "heatmap": weights["hm_weight"],
+            "classes": weights["cls_weight"],
+            "boxes": weights["bbox_weight"],
+            "code_weights": weights["code_weights"],
+            "focal_alpha": config["LOSS_CONFIG"]["LOSS_CLS"]["alpha"],
+            "focal_gamma": config["LOSS_CONFIG"]["LOSS_CLS"]["gamma"],
+        },
         "match": {
             "class_weight": match["cls_cost"]["weight"],
             "center_weight": match["reg_cost"]["weight"],
@@ -109,8 +111,10 @@ def transfusion_head(config: dict, class_names: list[str]) -> dict:
             "alpha": match["cls_cost"]["alpha"],
             "gamma": match["cls_cost"]["gamma"],
         },
-        "score_threshold": config["POST_PROCESSING"]["SCORE_THRESH"],
-        "center_limit": config["POST_PROCESSING"]["POST_CENTER_RANGE"],
+        "decoding": {
+            "score_threshold": config["POST_PROCESSING"]["SCORE_THRESH"],
+            "center_limit": config["POST_PROCESSING"]["POST_CENTER_RANGE"],
+        },
     }
 
 

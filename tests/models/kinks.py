@@ -48,7 +48,7 @@ class _Relu:
         axes = [axis for axis in range(x.dim()) if axis != 1]
         whole = (grad * (x > 0)).sum(axes).abs().max().clamp(min=1e-12)
         share = grad.reshape(-1)[near].abs() / whole
-        doubt = share / (x.reshape(-1)[near].abs() + ROUNDING / 10)
+        doubt = share / (x.reshape(-1)[near].abs() + ROUNDING / 100)
         self.weight.update({(call, p): d for p, d in zip(near.tolist(), doubt.tolist())})
 
 

@@ -1,5 +1,6 @@
 """Comparisons with stored outputs of the reference implementations, at the fixtures' tolerances."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -99,10 +100,10 @@ def unmatched_detections(found: Detections, stored: Mapping[str, Tensor]) -> int
 
 
 def assert_detections(found: list[Detections], stored: list[Mapping[str, Tensor]]) -> None:
-    """Compare as sets; one change per hundred boxes is allowed."""
+    """Compare as sets; one change per hundred boxes (or part of it) is allowed."""
     assert len(found) == len(stored)
     for one, reference in zip(found, stored):
         boxes = len(reference["pred_scores"])
         changed = unmatched_detections(one, reference)
-        assert changed <= boxes / 100, f"{changed} of {boxes} boxes differ"
+        assert changed <= math.ceil(boxes / 100), f"{changed} of {boxes} boxes differ"
         assert (one.scores.diff() <= 0).all()

@@ -113,9 +113,9 @@ def test_half_precision_trains(design):
         losses = model(Batch([scene(1), scene(2)]), mode="loss")
     exact = build(design)(Batch([scene(1), scene(2)]), mode="loss")
     sum(losses.values()).backward()
-    for name, value in losses.items():
+    for key, value in losses.items():
         assert value.dtype == torch.float32
-        assert value.item() == pytest.approx(exact[name].item(), rel=0.1, abs=0.1)
+        assert value.item() == pytest.approx(exact[key].item(), rel=0.1, abs=0.1)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 

@@ -146,7 +146,7 @@ class CenterHead(nn.Module):
 
     def group_loss(self, maps: dict[str, Tensor], target: CenterTargets) -> dict[str, Tensor]:
         """Weighted losses of one group."""
-        code = at_objects(code_map(maps), target)
+        code = torch.cat([at_objects(maps[name], target) for name in code_names(maps)], 1)
         losses = {
             "loss_heatmap": self.heatmap_weight * heatmap_loss(maps["hm"], target.heatmap),
             "loss_box": self.box_weight * code_loss(code, target.code, self.code_weights),
@@ -180,8 +180,12 @@ class CenterHead(nn.Module):
 
 def code_map(maps: dict[str, Tensor]) -> Tensor:
     """The box code [B, 8 or 10, H, W] of one group's raw maps."""
-    names = [*BRANCHES, "vel"] if "vel" in maps else list(BRANCHES)
-    return torch.cat([maps[name] for name in names], 1)
+    return torch.cat([maps[name] for name in code_names(maps)], 1)
+
+
+def code_names(maps: dict[str, Tensor]) -> list[str]:
+    """The maps that make the box code, in its order."""
+    return [*BRANCHES, "vel"] if "vel" in maps else list(BRANCHES)
 
 
 def at_objects(maps: Tensor, target: CenterTargets) -> Tensor:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sparse3d.engine.published import convert_state
+from sparse3d.models.heads.transfusion_decoder import QueryDecoder, QueryDecoding, window_cells
 from sparse3d.models.heads.transfusion_head import TransFusionHead
 from sparse3d.models.heads.transfusion_targets import decode_queries, encode_queries
 from sparse3d.ops import backend
@@ -119,14 +120,82 @@ def test_more_queries_than_cells_and_more_boxes_than_queries():
     assert target.matched.all()
 
 
-def test_unknown_point_classes_are_refused():
+def test_windows_stop_at_the_border_of_the_map():
+    cells, inside = window_cells(torch.tensor([0, 17, 31]), (4, 8), 3)
+    assert cells[0][inside[0]].tolist() == [0, 1, 8, 9]
+    assert cells[1].tolist() == [8, 9, 10, 16, 17, 18, 24, 25, 26]
+    assert cells[2][inside[2]].tolist() == [22, 23, 30, 31]
+
+
+def test_a_query_sees_its_window_and_nothing_else():
+    torch.manual_seed(0)
+    decoder = QueryDecoder(8, 2, 16, 0.0, window=3).eval()
+    query, features = torch.randn(1, 8, 2), torch.randn(1, 8, 6, 7)
+    cells = torch.tensor([[9, 33]])  # (1, 2) and (4, 5)
+    base = decoder(query, features, cells)
+    far = features.clone()
+    far[:, :, 3, 2] += 1  # two rows below the first query, three columns before the second
+    assert torch.equal(decoder(query, far, cells), base)
+    near = features.clone()
+    near[:, :, 2, 3] += 1
+    changed = (decoder(query, near, cells) != base).any(1)[0]
+    assert changed.tolist() == [True, False]
+    other = query.clone()
+    other[:, :, 1] += 1
+    assert torch.equal(decoder(other, features, cells)[:, :, 0], base[:, :, 0])
+
+
+def test_one_query_sees_the_same_through_a_window_of_the_whole_map():
+    torch.manual_seed(0)
+    whole = QueryDecoder(8, 2, 16, 0.0, window=None).eval()
+    windowed = QueryDecoder(8, 2, 16, 0.0, window=13).eval()
+    windowed.load_state_dict(whole.state_dict())
+    query, features = torch.randn(2, 8, 1), torch.randn(2, 8, 6, 7)
+    cells = torch.tensor([[9], [40]])
+    expected = whole(query, features, cells)
+    torch.testing.assert_close(windowed(query, features, cells), expected)
+
+
+def test_the_windowed_head_with_quality_trains():
+    model = head(window=5, iou=True)
+    raw = model(torch.randn(2, 4, 8, 16))
+    losses = model.loss(raw, [Boxes(BOXES), NOTHING[0]], [LABELS, NOTHING[1]])
+    sum(losses.values()).backward()
+    assert set(losses) == {"loss_heatmap", "loss_class", "loss_box", "loss_iou"}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all((one.scores.diff() <= 0).all() for one in model.predict(raw))
+
+
+@implementations
+def test_the_choice_of_boxes(implementation):
+    boxes = BOXES[:1].repeat(6, 1)
+    boxes[5, 0] = 90
+    scores = torch.tensor([0.2, 0.4, 0.3, 0.5, 0.0, 0.9])
+    labels = torch.tensor([0, 0, 1, 1, 1, 1])
+    quality = torch.tensor([1.0, 0.0, 1.0, -0.5, 1.0, 1.0])  # IoU 1, .5, 1, .25, 1, 1
+    limit = [-8, -4, -2, 8, 4, 2]
+    decoding = QueryDecoding(center_limit=limit, iou_power=0.5, nms_threshold=[None, 0.1])
+    with backend.forced(implementation):
+        found = decoding.choose(boxes, scores, labels, quality)
+    # the second pedestrian's .5 * .25 is less than the first's .3 * 1, and it overlaps it
+    assert found.labels.tolist() == [1, 0, 0]
+    assert found.scores.tolist() == pytest.approx([0.3**0.5, 0.2**0.5, 0.2**0.5])
+
+
+def test_settings_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="cone"):
         head(point_classes=["cone"])
+    with pytest.raises(ValueError, match="for each"):
+        head(decoding={"nms_threshold": [0.2]})
+    with pytest.raises(ValueError, match="window is 4"):
+        head(window=4)
+    with pytest.raises(ValueError, match="code_weights has 8"):
+        head(losses={"code_weights": [1.0] * 8})
 
 
 def holds_head(stored):
     config = stored["config"].get("dense_head", stored["config"])
-    return config.get("NAME") == "TransFusionHead"
+    return config.get("NAME") == "TransFusionHead" and "spatial_features_2d" in stored
 
 
 def published_head(stored):
