@@ -11,7 +11,7 @@ model = dict(
     point_range={{_base_.point_range}},
     voxel_size=[0.32, 0.32, 8],
     class_names={{_base_.class_names}},
-    encoder=dict(type="DynamicEncoder", channels=[64, 64], pillar=True),
+    encoder=dict(type="DynamicEncoder", channels=[64], pillar=True),
     backbone=dict(type="DSVT", channels=64, blocks=2, window=[12, 12, 1], set_size=36, heads=4),
     bev_backbone=dict(
         type="BEVBackbone",

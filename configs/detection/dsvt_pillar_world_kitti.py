@@ -60,7 +60,7 @@ train_dataloader = dict(
                 database=world_root + "/database",
                 counts=dict(car=8, pedestrian=5, cyclist=4),
                 min_points=5,
-                stop_epoch=5,
+                stop_epoch=4,
             ),
             dict(type="RandomFlip", axes=["x"]),
             dict(type="RandomRotation"),
@@ -83,4 +83,4 @@ test_dataloader = dict(
 )
 test_evaluator = dict(type="KittiMetric", summary_score=0.4)
 optim_wrapper = dict(precision="auto")
-train_cfg = dict(max_epochs=6)
+train_cfg = dict(max_epochs=5)
