@@ -75,7 +75,8 @@ class DynamicEncoder(nn.Module):
     def forward(self, points: Tensor, batch_index: Tensor, batch_size: int) -> SparseVoxels:
         """Voxels of ``points`` [P, C] (world metres); ``batch_index`` [P] int64.
 
-        The points are put in an order of their own first, so that theirs leaves no trace.
+        The points are put in an order of their own first, so that theirs leaves no trace. Always in
+        single precision: metres do not fit into half.
 
         Raises:
             ValueError: a coordinate is NaN or infinite.
@@ -91,9 +92,10 @@ class DynamicEncoder(nn.Module):
             shape=self.grid.shape,
         )
         rows, shared = self._describe(points, index, voxels), None
-        for layer in self.layers:
-            rows = layer(rows, shared, index)
-            shared = segment_reduce(rows, index, len(coords), "max")
+        with torch.autocast(points.device.type, enabled=False):
+            for layer in self.layers:
+                rows = layer(rows, shared, index)
+                shared = segment_reduce(rows, index, len(coords), "max")
         return voxels.replace(shared)
 
     def _cells(self, points: Tensor, batch_index: Tensor) -> tuple[Tensor, Tensor]:

@@ -236,8 +236,11 @@ def _native_sorted(keys):
 
 
 def _native_reduce(values, index, segments, reduce):
-    if values.dtype != torch.float32:
+    if values.dtype == torch.float64:
         return reference.segment_reduce(values, index, segments, reduce)
+    if values.dtype != torch.float32:
+        out, extra = _native_reduce(values.float(), index, segments, reduce)
+        return out.to(values.dtype), extra
     values, index = values.contiguous(), index.contiguous()
     channels = values.shape[1]
     out = torch.empty(segments, channels)
@@ -256,8 +259,10 @@ def _native_reduce(values, index, segments, reduce):
 
 
 def _native_reduce_backward(grad, index, extra, reduce):
-    if grad.dtype != torch.float32:
+    if grad.dtype == torch.float64:
         return reference.segment_reduce_backward(grad, index, extra, reduce)
+    if grad.dtype != torch.float32:
+        return _native_reduce_backward(grad.float(), index, extra, reduce).to(grad.dtype)
     grad, index = grad.contiguous(), index.contiguous()
     number, channels = len(index), grad.shape[1]
     if reduce == "max":

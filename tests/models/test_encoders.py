@@ -211,3 +211,12 @@ def test_mean_encoder_matches_the_published_one(path, implementation):
     order = torch.tensor(sorted(range(len(rows)), key=rows.tolist().__getitem__))
     assert torch.equal(voxels.coords, rows[order])
     torch.testing.assert_close(voxels.features, fixture["voxel_features"][order], **FEATURES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_nothing(kind, implementation):
+    points, batch = cloud()
+    exact = encoders()[kind].train()(points, batch, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        voxels = encoders()[kind].train()(points, batch, 3)
+    assert torch.equal(voxels.features, exact.features)

@@ -215,6 +215,15 @@ def test_tied_maxima_send_the_gradient_to_the_smallest_row(implementation):
 
 @each
 @pytest.mark.parametrize("reduce", ["mean", "max", "sum"])
+def test_nan_is_not_hidden(implementation, reduce):
+    values = torch.tensor([[1.0], [float("nan")], [3.0], [4.0]])
+    with backend.forced(implementation):
+        out = segment_reduce(values, torch.tensor([0, 0, 0, 1]), 2, reduce)
+    assert out[0].isnan() and out[1] == 4
+
+
+@each
+@pytest.mark.parametrize("reduce", ["mean", "max", "sum"])
 def test_row_order_and_threads_leave_no_trace(implementation, reduce):
     values, index = torch.randn(50_000, 4), torch.randint(-1, 200, (50_000,))
     order = torch.randperm(len(values))

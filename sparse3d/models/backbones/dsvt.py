@@ -225,7 +225,8 @@ class PositionEmbedding(nn.Sequential):
 
     def forward(self, positions: Tensor, counts: Tensor) -> Tensor:
         first, norm, activation, last = self
-        return last(activation(norm(first(positions), counts)))
+        with torch.autocast(positions.device.type, enabled=False):
+            return last(activation(norm(first(positions), counts)))
 
 
 class SetLayer(nn.Module):

@@ -30,6 +30,26 @@ struct Segments {
   }
 };
 
+// The hot loops over the channels of one row, compiled for several instruction sets.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define S3D_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define S3D_CLONES
+#endif
+
+S3D_CLONES void add_row(const float* __restrict row, int64_t channels, double* __restrict total) {
+  for (int64_t c = 0; c < channels; ++c) total[c] += row[c];
+}
+
+S3D_CLONES void raise_to_row(const float* __restrict row, int32_t number, int64_t channels,
+                             float* __restrict best, int32_t* __restrict first) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const bool better = (row[c] > best[c]) | ((row[c] != row[c]) & (best[c] == best[c]));  // NaN wins
+    best[c] = better ? row[c] : best[c];
+    first[c] = better ? number : first[c];
+  }
+}
+
 // Bits of a float as an integer that keeps the order of all floats.
 inline int32_t ordered(float value) {
   int32_t bits;
@@ -142,10 +162,8 @@ EXPORT int64_t s3d_segment_sum(const float* values, int64_t stride, const int64_
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < segments; ++s) {
       std::fill(total.begin(), total.end(), 0.0);
-      for (int64_t k = group.start[s]; k < group.start[s + 1]; ++k) {
-        const float* row = values + group.rows[k] * stride;
-        for (int64_t c = 0; c < channels; ++c) total[c] += row[c];
-      }
+      for (int64_t k = group.start[s]; k < group.start[s + 1]; ++k)
+        add_row(values + group.rows[k] * stride, channels, total.data());
       counts[s] = group.start[s + 1] - group.start[s];
       const double divisor = mean ? (double)std::max<int64_t>(counts[s], 1) : 1.0;
       for (int64_t c = 0; c < channels; ++c) out[s * channels + c] = (float)(total[c] / divisor);
@@ -160,20 +178,25 @@ EXPORT int64_t s3d_segment_max(const float* values, const int64_t* index, int64_
                                int64_t threads) {
   const Segments group(index, n, segments);
   if (!group.valid) return 1;
-#pragma omp parallel for num_threads(useful_threads(threads, n * channels, 1 << 14)) schedule(static)
-  for (int64_t s = 0; s < segments; ++s) {
-    float* best = out + s * channels;
-    int64_t* first = argmax + s * channels;
-    std::fill(best, best + channels, 0.0f);
-    std::fill(first, first + channels, -1);
-    for (int64_t k = group.start[s]; k < group.start[s + 1]; ++k) {
-      const int64_t row = group.rows[k];
-      for (int64_t c = 0; c < channels; ++c) {
-        const float value = values[row * channels + c];
-        const bool better = k == group.start[s] || value > best[c];
-        best[c] = better ? value : best[c];
-        first[c] = better ? row : first[c];
+#pragma omp parallel num_threads(useful_threads(threads, n * channels, 1 << 14))
+  {
+    std::vector<int32_t> winner(channels);  // counts rows of the segment
+#pragma omp for schedule(static)
+    for (int64_t s = 0; s < segments; ++s) {
+      const int64_t* rows = group.rows.data() + group.start[s];
+      const int64_t size = group.start[s + 1] - group.start[s];
+      float* best = out + s * channels;
+      int64_t* first = argmax + s * channels;
+      if (size == 0) {
+        std::fill(best, best + channels, 0.0f);
+        std::fill(first, first + channels, -1);
+        continue;
       }
+      std::copy(values + rows[0] * channels, values + (rows[0] + 1) * channels, best);
+      std::fill(winner.begin(), winner.end(), 0);
+      for (int64_t k = 1; k < size; ++k)
+        raise_to_row(values + rows[k] * channels, (int32_t)k, channels, best, winner.data());
+      for (int64_t c = 0; c < channels; ++c) first[c] = rows[winner[c]];
     }
   }
   return 0;

@@ -76,7 +76,8 @@ def _segment_max(
     best = rows.new_full((segments, rows.shape[1]), float("-inf"))
     best = best.scatter_reduce(0, wide, rows, "amax")
     none = torch.iinfo(torch.int64).max
-    candidate = torch.where(rows == best[target], numbers[:, None], none)
+    winner = (rows == best[target]) | rows.isnan()
+    candidate = torch.where(winner, numbers[:, None], none)
     first = torch.full(best.shape, none, dtype=torch.int64, device=rows.device)
     first = first.scatter_reduce(0, wide, candidate, "amin")
     empty = first == none

@@ -323,3 +323,14 @@ def test_values_that_cannot_work_are_refused(options, message):
 def test_an_unbounded_grid_is_refused():
     with pytest.raises(ValueError, match="bounded 3-D grid"):
         DSVT(16, VoxelGrid((0.5,) * 3, (0.0,) * 3), 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_stays_near_single_precision(kind, implementation):
+    model, voxels = small_model(kind).train(), random_voxels(kind, 300)
+    exact = model(voxels)[-1].features
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(voxels)[-1].features
+    half.float().square().sum().backward()
+    torch.testing.assert_close(half.float(), exact, rtol=0.1, atol=0.1)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
