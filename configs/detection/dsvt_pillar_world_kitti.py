@@ -77,6 +77,7 @@ test_dataloader = dict(
         type="KittiDataset",
         data_root=kitti_root,
         class_names=class_names,
+        class_map=dict(Car="car", Pedestrian="pedestrian", Cyclist="cyclist"),
         point_range=point_range,
         load_images=True,
     ),
