@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sparse3d.models.norms import RowBatchNorm
+
 ROUNDING = 1e-4
 """Inputs this near to zero may be on either side: what features may differ by."""
 TRIED = 100
@@ -74,7 +76,17 @@ def errors_up_to_kinks(step: Step, sides: Sides | None = None) -> tuple[dict[str
     return errors, {**relu.seen, **sides}
 
 
+def _norm_then_relu(norm, rows, counts=None, relu=False):
+    """A batch norm and its ReLU one after the other, where they would run as one."""
+    out = _NORM(norm, rows, counts)
+    return functional.relu(out) if relu else out
+
+
+_NORM = RowBatchNorm.forward
+
+
 def _run(step: Step, sides: Sides) -> tuple[dict[str, float], _Relu]:
     relu = _Relu(sides)
-    with mock.patch.object(functional, "relu", relu):
+    apart = mock.patch.object(RowBatchNorm, "forward", _norm_then_relu)
+    with mock.patch.object(functional, "relu", relu), apart:
         return step(), relu

@@ -291,8 +291,10 @@ def kinks_of(path):
 @implementations
 def test_published_training_step(path, implementation):
     """Loss and gradients of the backbone and its input, through 2-D network and head."""
+    step = TrainingStep(load(path))
     with backend.forced(implementation):
-        errors, _ = errors_up_to_kinks(TrainingStep(load(path)), kinks_of(path))
+        assert step()["loss"] <= 1
+        errors, _ = errors_up_to_kinks(step, kinks_of(path))
     assert len(errors) > 100
     wrong = {name: error for name, error in errors.items() if not error <= 1}
     assert not wrong, f"times what is allowed: {wrong}"

@@ -324,8 +324,10 @@ def kinks_of(path):
 @pytest.mark.parametrize("path", files_where(holds_head), ids=name)
 @implementations
 def test_published_training_step(path, implementation):
+    step = TrainingStep(load(path))
     with backend.forced(implementation):
-        errors, _ = errors_up_to_kinks(TrainingStep(load(path)), kinks_of(path))
+        assert step()["loss"] <= 1
+        errors, _ = errors_up_to_kinks(step, kinks_of(path))
     assert len(errors) > 100
     wrong = {name: error for name, error in errors.items() if not error <= 1}
     assert not wrong, f"times what is allowed: {wrong}"
