@@ -12,6 +12,8 @@ from sparse3d.ops.kernel_map import KernelMap, Size, axes
 from sparse3d.ops.pool import global_pool, sparse_pool
 from sparse3d.structures import IndexCache, SparseVoxels
 
+from .norms import RowBatchNorm
+
 
 class SubMConv(nn.Module):
     """Submanifold convolution: the output cells are the input cells.
@@ -220,7 +222,7 @@ class GlobalPool(nn.Module):
         return global_pool(voxels.features, voxels.batch_index, voxels.batch_size, self.reduce)
 
 
-class VoxelBatchNorm(nn.BatchNorm1d):
+class VoxelBatchNorm(RowBatchNorm):
     """Batch norm over all voxels of a batch. State-dict names of ``nn.BatchNorm1d``.
 
     A training batch of one voxel has no variance: it is normalised by the running statistics and
@@ -230,21 +232,9 @@ class VoxelBatchNorm(nn.BatchNorm1d):
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__(channels, eps=eps, momentum=momentum)
 
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        if self.training and len(voxels) < 2:
-            return voxels.replace(
-                F.batch_norm(
-                    voxels.features,
-                    self.running_mean,
-                    self.running_var,
-                    self.weight,
-                    self.bias,
-                    False,
-                    0.0,
-                    self.eps,
-                )
-            )
-        return voxels.replace(super().forward(voxels.features))
+    def forward(self, voxels: SparseVoxels, relu: bool = False) -> SparseVoxels:
+        """Normalised voxels; ``relu``: followed by a ReLU, which then costs next to nothing."""
+        return voxels.replace(super().forward(voxels.features, relu=relu))
 
 
 class VoxelInstanceNorm(nn.Module):
@@ -270,11 +260,19 @@ class VoxelInstanceNorm(nn.Module):
 
 
 class VoxelSequential(nn.Sequential):
-    """Runs layers in order; torch's own layers (ReLU, Linear, ...) act on the features."""
+    """Runs layers in order; torch's own layers (ReLU, Linear, ...) act on the features.
+
+    A batch norm and the ReLU after it run as one.
+    """
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        for layer in self:
-            if type(layer).__module__.startswith("torch.nn."):
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if type(layer) is VoxelBatchNorm and layers and type(layers[0]) is nn.ReLU:
+                layers.pop(0)
+                voxels = layer(voxels, relu=True)
+            elif type(layer).__module__.startswith("torch.nn."):
                 voxels = voxels.replace(layer(voxels.features))
             else:
                 voxels = layer(voxels)

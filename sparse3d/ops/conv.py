@@ -101,7 +101,9 @@ def _backward(ctx, grad):
     if ctx.needs_input_grad[1]:
         d_weight = _weight_grad(features, grad, table, reverse, ctx.groups)
     if ctx.has_bias and ctx.needs_input_grad[2]:
-        d_bias = grad.sum(0)
+        # the weight of an input that is one everywhere: summed in the same fixed order
+        rows = torch.arange(len(grad), dtype=torch.int32, device=grad.device)[None]
+        d_bias = _weight_grad(grad.new_ones(len(grad), 1), grad, rows, rows, 1)[0, 0]
     return d_features, d_weight, d_bias, None, None, None
 
 

@@ -214,6 +214,39 @@ def test_batch_norm_is_that_of_torch_with_its_state():
     torch.testing.assert_close(ours.eval()(x).features, theirs.eval()(x.features))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_and_its_relu_run_as_one_and_mean_the_same(training):
+    x = voxels(seed=4)
+    net = VoxelSequential(VoxelBatchNorm(4), nn.ReLU(), nn.Linear(4, 2)).train(training)
+    nn.init.normal_(net[0].weight)
+    apart = net[2](net[0](x).features.relu())
+    expected = torch.autograd.grad(apart.square().sum(), list(net.parameters()))
+    together = net(x).features
+    found = torch.autograd.grad(together.square().sum(), list(net.parameters()))
+    torch.testing.assert_close(together, apart)
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_training_a_block_gives_equal_bits_at_any_number_of_threads():
+    x = voxels(8, UNBOUNDED, coords=random_coords((30, 30, 20), share=0.3))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            net = VoxelSequential(
+                SubMConv(8, 8, bias=True), VoxelBatchNorm(8), nn.ReLU(), StridedConv(8, 8, 3, 2, 1)
+            )
+            out = net(x).features
+            out.square().sum(1).double().sum().backward()
+            results.append([out, *(p.grad for p in net.parameters()), *net.buffers()])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
 def test_instance_norm_is_biased_per_sample_and_channel():
     coords = sorted_coords([[0, i, 0, 0] for i in range(6)] + [[2, 1, 1, 1]])
     x = voxels(3, coords=coords, batch=3)

@@ -24,6 +24,7 @@ ALSO_SPCONV = [
 # input channels, output channels, groups: whole vectors, tails, one channel, grouped, depthwise
 WIDTHS = [
     (1, 1, 1),
+    (3, 1, 1),
     (4, 16, 1),
     (5, 17, 1),
     (16, 16, 1),
@@ -201,7 +202,7 @@ def test_native_agrees_with_the_definition(channels, outputs, groups, level, up,
 
 @pytest.mark.parametrize("channels,outputs,groups", WIDTHS)
 def test_threads_and_instruction_sets_give_equal_bits(channels, outputs, groups, monkeypatch):
-    coords = random_coords((30, 40, 20), batch=1, share=0.4)  # several ranges of the gradient's sum
+    coords = random_coords((30, 40, 20), batch=1, share=0.6)  # several ranges of the gradient's sum
     found = submanifold_map(coords, 3)
     leaves = problem(found, channels, outputs, groups)
     before, results = torch.get_num_threads(), {}
