@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
         self.bn2 = VoxelBatchNorm(channels, **NORM)
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        hidden = voxel_relu(self.bn1(self.conv1(voxels)))
+        hidden = self.bn1(self.conv1(voxels), relu=True)
         hidden = self.bn2(self.conv2(hidden))
         return voxel_relu(voxels.replace(voxels.features + hidden.features))
 
