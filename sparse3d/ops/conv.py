@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import backend, native
+from .kernel_map import check_table, refuse_rows
 from .reference import conv as reference
 
 
@@ -43,6 +44,8 @@ def sparse_conv(
         ValueError: shapes or dtypes that do not fit each other.
     """
     _check(features, weight, table, reverse, groups)
+    if bias is not None and bias.shape != weight.shape[2:]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[2]},)")
     dtype = torch.promote_types(features.dtype, weight.dtype)
     if dtype.itemsize < 4:
         dtype = torch.float32
@@ -135,6 +138,9 @@ def _transpose(weight: Tensor, groups: int) -> Tensor:
 
 
 def _check(features, weight, table, reverse, groups) -> None:
+    check_table("table", table)
+    if reverse is not None:
+        check_table("reverse", reverse)
     if weight.dim() != 3 or len(weight) != len(table):
         raise ValueError(
             f"weight has shape {tuple(weight.shape)} and table {tuple(table.shape)}; they must be "
@@ -145,8 +151,6 @@ def _check(features, weight, table, reverse, groups) -> None:
             f"features have {features.shape[1]} channels and weight is {tuple(weight.shape)}; with "
             f"groups={groups}, Cin must be {weight.shape[1] * groups} and {groups} divide Cout"
         )
-    if table.dtype != torch.int32:
-        raise ValueError(f"table is {table.dtype}; it must be int32")
     if reverse is not None and reverse.shape != (len(table), len(features)):
         raise ValueError(
             f"reverse has shape {tuple(reverse.shape)}; it must be {(len(table), len(features))}: "
@@ -170,7 +174,7 @@ def _native_conv(
     wrong = native.call(
         "s3d_sparse_conv", features, weight, bias, table, *sizes, out, level, threads
     )
-    _refuse_rows(wrong, table, features)
+    refuse_rows(wrong, table, len(features))
     return out
 
 
@@ -184,16 +188,8 @@ def _native_weight_grad(features: Tensor, grad: Tensor, table: Tensor, groups: i
     wrong = native.call(
         "s3d_sparse_conv_weight_grad", features, grad, table, *sizes, result, level, threads
     )
-    _refuse_rows(wrong, table, features)
+    refuse_rows(wrong, table, len(features))
     return result
-
-
-def _refuse_rows(wrong: int, table: Tensor, features: Tensor) -> None:
-    if wrong:
-        raise ValueError(
-            f"the table names row {int(table.max())} but there are {len(features)} features; "
-            "build it from the coordinates of these very voxels"
-        )
 
 
 def _spconv_conv(

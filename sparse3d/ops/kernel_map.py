@@ -167,14 +167,34 @@ def offset_table(
 
 def reverse_table(table: Tensor, rows: int) -> Tensor:
     """Table [K, rows] int32 of the same triples, read from the input: the output row, or -1."""
+    check_table("table", table)
     return backend.choose(REVERSE_TABLE, table)(table, rows)
 
 
 def check_coords(coords: Tensor) -> None:
-    """Refuses coordinates that are not int32: a silent conversion could wrap."""
+    """Refuses coordinates that are not int32 [N, 1+D]: a silent conversion could wrap."""
+    if coords.dim() != 2:
+        raise ValueError(f"coords have shape {tuple(coords.shape)}; [N, 1+D] is needed")
     if coords.dtype != torch.int32:
         raise ValueError(
             f"coords are {coords.dtype}; they must be int32 (SparseVoxels.from_coords converts)"
+        )
+
+
+def check_table(name: str, table: Tensor) -> None:
+    """Refuses a table that is not int32 [K, M]."""
+    if table.dtype != torch.int32 or table.dim() != 2:
+        raise ValueError(
+            f"{name} is {table.dtype} of shape {tuple(table.shape)}; it must be int32 [K, M]"
+        )
+
+
+def refuse_rows(wrong: int, table: Tensor, rows: int) -> None:
+    """Raises ValueError where a kernel found (``wrong``) that a table names more than ``rows``."""
+    if wrong:
+        raise ValueError(
+            f"the table names row {int(table.max())} but there are {rows} rows; build it from the "
+            "coordinates of these very voxels"
         )
 
 
@@ -280,9 +300,8 @@ def _native_offset_table(fine: Tensor, coarse: Tensor, *sizes: tuple[int, ...]) 
 def _native_reverse_table(table: Tensor, rows: int) -> Tensor:
     reverse = table.new_empty(len(table), rows)
     offsets, columns = table.shape
-    native.call(
-        "s3d_reverse_table", table.contiguous(), offsets, columns, rows, reverse, native.threads()
-    )
+    given = (table.contiguous(), offsets, columns, rows, reverse, native.threads())
+    refuse_rows(native.call("s3d_reverse_table", *given), table, rows)
     return reverse
 
 

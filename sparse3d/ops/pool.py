@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .kernel_map import check_table, refuse_rows
 from .reference import pool as reference
 from .voxelize import segment_reduce
 
@@ -30,6 +31,8 @@ def sparse_pool(features: Tensor, table: Tensor, reverse: Tensor, reduce: str) -
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce is {reduce!r}; it must be one of {', '.join(REDUCTIONS)}")
+    check_table("table", table)
+    check_table("reverse", reverse)
     if reverse.shape != (len(table), len(features)):
         raise ValueError(
             f"reverse has shape {tuple(reverse.shape)}; it must be {(len(table), len(features))}: "
@@ -118,8 +121,9 @@ def _native_sum(features: Tensor, table: Tensor) -> Tensor:
         return reference.pool_sum(features, table)
     offsets, rows = table.shape
     out = features.new_empty(rows, features.shape[1])
-    sizes = (rows, offsets, features.shape[1])
-    native.call("s3d_pool_sum", features, table, *sizes, out, native.threads())
+    sizes = (len(features), rows, offsets, features.shape[1])
+    wrong = native.call("s3d_pool_sum", features, table, *sizes, out, native.threads())
+    refuse_rows(wrong, table, len(features))
     return out
 
 
@@ -129,8 +133,9 @@ def _native_max(features: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     offsets, rows = table.shape
     out = features.new_empty(rows, features.shape[1])
     holder = table.new_empty(out.shape)
-    sizes = (rows, offsets, features.shape[1])
-    native.call("s3d_pool_max", features, table, *sizes, out, holder, native.threads())
+    sizes = (len(features), rows, offsets, features.shape[1])
+    wrong = native.call("s3d_pool_max", features, table, *sizes, out, holder, native.threads())
+    refuse_rows(wrong, table, len(features))
     return out, holder
 
 
@@ -139,8 +144,9 @@ def _native_max_grad(grad: Tensor, holder: Tensor, reverse: Tensor) -> Tensor:
         return reference.pool_max_grad(grad, holder, reverse)
     offsets, rows = reverse.shape
     out = grad.new_empty(rows, grad.shape[1])
-    sizes = (rows, offsets, grad.shape[1])
-    native.call("s3d_pool_max_grad", grad, holder, reverse, *sizes, out, native.threads())
+    sizes = (len(grad), rows, offsets, grad.shape[1])
+    given = (grad, holder, reverse, *sizes, out, native.threads())
+    refuse_rows(native.call("s3d_pool_max_grad", *given), reverse, len(grad))
     return out
 
 

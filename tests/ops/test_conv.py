@@ -358,9 +358,9 @@ def test_a_table_of_other_voxels_is_refused_not_read_past_the_end(level, monkeyp
     last = len(features) - 1
     monkeypatch.setenv("SPARSE3D_ISA", level)
     with backend.forced("native"):
-        with pytest.raises(ValueError, match=f"row {last} but there are {last} features"):
+        with pytest.raises(ValueError, match=f"row {last} but there are {last} rows"):
             sparse_conv(features[:-1], weight, found.table, None)
-        with pytest.raises(ValueError, match=f"row {last} but there are {last} features"):
+        with pytest.raises(ValueError, match=f"row {last} but there are {last} rows"):
             conv.WEIGHT_GRAD["native"](features[:-1], features, found.table, 1)
 
 

@@ -260,6 +260,15 @@ def test_wrong_sizes_and_meanings_are_refused():
         strided_map(coords, 5, shape=(9, 8, 4))
     with pytest.raises(ValueError, match="int64"):
         submanifold_map(coords.long(), 3)
+    with pytest.raises(ValueError, match="int64"):
+        reverse_table(submanifold_map(coords, 3).table.long(), len(coords))
+
+
+def test_reversing_a_table_of_other_voxels_is_refused():
+    coords = random_coords()
+    table, rows = submanifold_map(coords, 3).table, len(coords) - 1
+    with backend.forced("native"), pytest.raises(ValueError, match=f"row {rows} but there are"):
+        reverse_table(table, rows)
 
 
 SIZES = st.tuples(*[st.integers(1, 4)] * 3)

@@ -154,3 +154,16 @@ def test_wrong_arguments_are_refused():
         sparse_pool(features, found.table, found.reverse, "median")
     with pytest.raises(ValueError, match="reverse has shape"):
         sparse_pool(features[1:], found.table, found.reverse, "max")
+
+
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+def test_tables_of_other_voxels_are_refused_not_read_past_the_end(reduce):
+    found = strided_map(random_coords(), 3, 2, 1)
+    features = torch.zeros(found.in_rows, 1, requires_grad=True)
+    rows = found.in_rows - 1
+    with backend.forced("native"):
+        with pytest.raises(ValueError, match=f"row {rows} but there are {rows} rows"):
+            sparse_pool(features[:-1], found.table, found.reverse[:, :-1], reduce)
+        out = sparse_pool(features, found.table, found.reverse + 1, reduce)
+        with pytest.raises(ValueError, match=f"but there are {len(out)} rows"):
+            out.sum().backward()

@@ -156,15 +156,22 @@ EXPORT int64_t s3d_offset_table(const int32_t* fine, int64_t n, const int32_t* c
 }
 
 // reverse [offsets, n]: the output row for each offset and input row of table [offsets, m], or -1.
+// Returns 1 when the table names a row outside [0, n), else 0.
 EXPORT int64_t s3d_reverse_table(const int32_t* table, int64_t offsets, int64_t m, int64_t n,
                                  int32_t* reverse, int64_t threads) {
+  std::atomic<bool> legal{true};
 #pragma omp parallel for schedule(static) num_threads(useful_threads(threads, offsets *(n + m), 1 << 15))
   for (int64_t k = 0; k < offsets; k++) {
     std::fill(reverse + k * n, reverse + (k + 1) * n, -1);
-    for (int64_t o = 0; o < m; o++)
-      if (table[k * m + o] >= 0) reverse[k * n + table[k * m + o]] = (int32_t)o;
+    for (int64_t o = 0; o < m; o++) {
+      const int64_t i = table[k * m + o];
+      if (i >= n)
+        legal = false;
+      else if (i >= 0)
+        reverse[k * n + i] = (int32_t)o;
+    }
   }
-  return 0;
+  return !legal;
 }
 
 // ------------------------------------------------------------------------------------ output cells

@@ -6,13 +6,16 @@
 #include <string.h>
 
 #include <algorithm>
+#include <atomic>
 
 constexpr int64_t POOL_BLOCK = 512;
 
-// Calls body(output row, input row) for the pairs of each block, offset after offset.
+// Calls body(output row, input row) for the pairs of each block, offset after offset. Returns 1 when the
+// table names a row outside [0, n_in), which is left out; else 0.
 template <class Start, class Body>
-static void for_pairs(const int32_t* table, int64_t n_out, int64_t offsets, int64_t threads,
-                      const Start& start, const Body& body) {
+static int64_t for_pairs(const int32_t* table, int64_t n_in, int64_t n_out, int64_t offsets,
+                         int64_t threads, const Start& start, const Body& body) {
+  std::atomic<bool> legal{true};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(useful_threads(threads, n_out, 2 * POOL_BLOCK))
   for (int64_t first = 0; first < n_out; first += POOL_BLOCK) {
     const int64_t last = std::min(n_out, first + POOL_BLOCK);
@@ -20,16 +23,20 @@ static void for_pairs(const int32_t* table, int64_t n_out, int64_t offsets, int6
     for (int64_t k = 0; k < offsets; k++)
       for (int64_t o = first; o < last; o++) {
         const int64_t i = table[k * n_out + o];
-        if (i >= 0) body(o, i);
+        if (i >= n_in)
+          legal = false;
+        else if (i >= 0)
+          body(o, i);
       }
   }
+  return !legal;
 }
 
 // x [n_in, channels] -> y [n_out, channels], the sum of the rows that the table names.
-EXPORT int64_t s3d_pool_sum(const float* x, const int32_t* table, int64_t n_out, int64_t offsets,
-                            int64_t channels, float* y, int64_t threads) {
-  for_pairs(
-      table, n_out, offsets, threads,
+EXPORT int64_t s3d_pool_sum(const float* x, const int32_t* table, int64_t n_in, int64_t n_out,
+                            int64_t offsets, int64_t channels, float* y, int64_t threads) {
+  return for_pairs(
+      table, n_in, n_out, offsets, threads,
       [&](int64_t first, int64_t last) {
         memset(y + first * channels, 0, sizeof(float) * (last - first) * channels);
       },
@@ -38,15 +45,14 @@ EXPORT int64_t s3d_pool_sum(const float* x, const int32_t* table, int64_t n_out,
         float* to = y + o * channels;
         for (int64_t c = 0; c < channels; c++) to[c] += from[c];
       });
-  return 0;
 }
 
 // Maxima y [n_out, channels] and the rows that hold them, -1 where the table names none (y is 0 there).
 // Of equal values the smallest row holds.
-EXPORT int64_t s3d_pool_max(const float* x, const int32_t* table, int64_t n_out, int64_t offsets,
-                            int64_t channels, float* y, int32_t* holder, int64_t threads) {
-  for_pairs(
-      table, n_out, offsets, threads,
+EXPORT int64_t s3d_pool_max(const float* x, const int32_t* table, int64_t n_in, int64_t n_out,
+                            int64_t offsets, int64_t channels, float* y, int32_t* holder, int64_t threads) {
+  return for_pairs(
+      table, n_in, n_out, offsets, threads,
       [&](int64_t first, int64_t last) {
         memset(y + first * channels, 0, sizeof(float) * (last - first) * channels);
         memset(holder + first * channels, 0xff, sizeof(int32_t) * (last - first) * channels);
@@ -62,15 +68,14 @@ EXPORT int64_t s3d_pool_max(const float* x, const int32_t* table, int64_t n_out,
           row[c] = wins ? (int32_t)i : row[c];
         }
       });
-  return 0;
 }
 
 // dx [n_in, channels]: each output's gradient goes to the row that holds its maximum. reverse [offsets, n_in].
 EXPORT int64_t s3d_pool_max_grad(const float* dy, const int32_t* holder, const int32_t* reverse,
-                                 int64_t n_in, int64_t offsets, int64_t channels, float* dx,
-                                 int64_t threads) {
-  for_pairs(
-      reverse, n_in, offsets, threads,
+                                 int64_t n_out, int64_t n_in, int64_t offsets, int64_t channels,
+                                 float* dx, int64_t threads) {
+  return for_pairs(
+      reverse, n_out, n_in, offsets, threads,
       [&](int64_t first, int64_t last) {
         memset(dx + first * channels, 0, sizeof(float) * (last - first) * channels);
       },
@@ -80,5 +85,4 @@ EXPORT int64_t s3d_pool_max_grad(const float* dy, const int32_t* holder, const i
         float* to = dx + i * channels;
         for (int64_t c = 0; c < channels; c++) to[c] += row[c] == (int32_t)i ? from[c] : 0.f;
       });
-  return 0;
 }
