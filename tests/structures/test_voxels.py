@@ -35,9 +35,9 @@ def test_a_range_gives_its_shape_and_comes_back():
 
 
 def test_a_range_that_is_no_whole_number_of_voxels_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"\[0, 0, 0, 1.2, 2, 1\.0\]|\[0, 0, 0, 1.2, 2.0, 1.0\]"):
+    with pytest.raises(ValueError, match=r"nearest range that is: \[0, 0, 0, 1\.2, 2\.0, 1\.0\]"):
         VoxelGrid.from_range((0, 0, 0, 1.3, 2, 1), (0.4, 0.5, 0.5))
-    with pytest.raises(ValueError, match="nearest range"):
+    with pytest.raises(ValueError, match=r"point_range \[0, 0, 0, 0, 2, 1\]"):
         VoxelGrid.from_range((0, 0, 0, 0, 2, 1), (0.5, 0.5, 0.5))
 
 
@@ -45,7 +45,7 @@ def test_a_range_that_is_no_whole_number_of_voxels_is_answered_with_the_nearest(
 def test_an_edge_that_is_not_positive_is_refused(size):
     with pytest.raises(ValueError, match="must be positive"):
         VoxelGrid(size, (0.0, 0.0, 0.0))
-    with pytest.raises(ValueError, match=r"must be positive|whole number"):
+    with pytest.raises(ValueError, match="voxel"):
         VoxelGrid.from_range((0, 0, 0, 1, 1, 1), size)
 
 
@@ -109,7 +109,7 @@ def test_bad_rows_are_refused_with_the_first_of_them():
         voxels([good, [0, 0, 8, 0]], grid=BOUNDED)
     with pytest.raises(ValueError, match="float32"):
         SparseVoxels.from_coords(torch.zeros(1, 4), torch.zeros(1, 1), UNBOUNDED, 1)
-    with pytest.raises(ValueError, match="2 rows but coords have 1"):
+    with pytest.raises(ValueError, match="features have"):
         voxels([good], torch.zeros(2, 1))
     with pytest.raises(ValueError, match="int32"):
         SparseVoxels.from_coords(torch.tensor([[0, 2**31, 0, 0]]), torch.zeros(1, 1), UNBOUNDED, 1)
