@@ -9,10 +9,13 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from sparse3d.registry import MODELS
-from sparse3d.structures import Batch, Detections, VoxelGrid
+from sparse3d.structures import Batch, Detections, Sample, SparseVoxels, VoxelGrid
 
 from .backbones.bev import to_bev
 from .preprocessor import BatchPreprocessor
+
+LARGEST = 1e15
+"""Least magnitude of a point's value that is refused: its square nears the end of float32."""
 
 
 @MODELS.register_module()
@@ -87,8 +90,12 @@ class VoxelDetector(BaseModel):
 
     def raw(self, batch: Batch):
         """The head's raw output."""
-        points = self._points(batch)
-        voxels = self.encoder(points, batch.batch_index, len(batch))
+        return self._output(self._voxels(batch))
+
+    def _voxels(self, batch: Batch) -> SparseVoxels:
+        return self.encoder(self._points(batch), batch.batch_index, len(batch))
+
+    def _output(self, voxels: SparseVoxels):
         features = self.backbone(voxels)[-1]
         if self.bev_backbone is not None:
             features = self.bev_backbone(to_bev(features))
@@ -98,21 +105,39 @@ class VoxelDetector(BaseModel):
         """Weighted losses by name; their sum is what is minimised.
 
         Raises:
-            ValueError: a sample has no boxes to learn from (empty ones are fine).
+            ValueError: a sample has no boxes to learn from (empty ones are fine), or boxes or
+                labels that cannot be learnt.
             FloatingPointError: a loss is not finite.
         """
-        _require_boxes(batch)
+        for sample in batch.samples:
+            _check_truth(sample, self.class_names)
         losses = self.head.loss(self.raw(batch), batch.boxes, batch.labels)
         _refuse_bad_losses(losses, batch)
         return losses
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Detections]:
-        """Detections of each sample, by falling score, with the sample attached."""
-        found = self.head.predict(self.raw(batch))
-        return [replace(one, sample=sample) for one, sample in zip(found, batch.samples)]
+        """Detections of each sample, by falling score, with the sample attached.
+
+        A sample without a point in range has none, whatever a dense map says where nothing was
+        measured.
+        """
+        voxels = self._voxels(batch)
+        found = self.head.predict(self._output(voxels))
+        seen = torch.bincount(voxels.batch_index, minlength=len(batch)).tolist()
+        return [
+            replace(one if count else one[:0], sample=sample)
+            for one, count, sample in zip(found, seen, batch.samples)
+        ]
 
     def _points(self, batch: Batch) -> Tensor:
+        """[sum P, point_channels] float32.
+
+        Raises:
+            ValueError: no sample, too few columns, or values that would spoil the batch norms.
+        """
+        if not batch.samples:
+            raise ValueError("the batch has no samples; one at least is needed")
         for sample in batch.samples:
             if sample.points.shape[1] < self.point_channels:
                 raise ValueError(
@@ -120,15 +145,16 @@ class VoxelDetector(BaseModel):
                     f"columns; the model takes {self.point_channels}: load more columns or set "
                     "point_channels"
                 )
-            bad = ~torch.isfinite(sample.points[:, : self.point_channels]).all(1)
-            if bad.any():
-                row = int(bad.nonzero()[0])
+            good = (sample.points[:, : self.point_channels].abs() < LARGEST).all(1)
+            if not good.all():
+                row = int((~good).nonzero()[0])
                 raise ValueError(
-                    f"{int(bad.sum())} points of sample {sample.sample_id!r} are not finite, first "
-                    f"row {row}: {sample.points[row].tolist()}; remove them, e.g. "
-                    "points[points.isfinite().all(1)]"
+                    f"{int((~good).sum())} points of sample {sample.sample_id!r} are not finite or "
+                    f"beyond {LARGEST:g}, first row {row}: {sample.points[row].tolist()}; remove "
+                    "them, e.g. points[points.isfinite().all(1)], or read the file anew"
                 )
-        return batch.points[:, : self.point_channels]
+        width = self.point_channels
+        return torch.cat([sample.points[:, :width].float() for sample in batch.samples])
 
 
 def _map_stride(stride: Sequence[int]) -> int:
@@ -140,13 +166,29 @@ def _map_stride(stride: Sequence[int]) -> int:
     return stride[0]
 
 
-def _require_boxes(batch: Batch) -> None:
-    for sample in batch.samples:
-        if sample.boxes is None or sample.labels is None:
-            raise ValueError(
-                f"sample {sample.sample_id!r} has no boxes or labels to learn from; a scene "
-                "without objects has Boxes.empty() and an empty label tensor"
-            )
+def _check_truth(sample: Sample, class_names: Sequence[str]) -> None:
+    """Refuses boxes and labels from which nothing, or the wrong thing, would be learnt."""
+    name, boxes, labels = sample.sample_id, sample.boxes, sample.labels
+    if boxes is None or labels is None:
+        raise ValueError(
+            f"sample {name!r} has no boxes or labels to learn from; a scene without objects has "
+            "Boxes.empty() and an empty label tensor"
+        )
+    theirs = sample.meta.get("class_names", class_names)
+    if list(theirs) != list(class_names) or bool((labels >= len(class_names)).any()):
+        raise ValueError(
+            f"sample {name!r} has labels {sorted(set(labels.tolist()))} of the classes "
+            f"{list(theirs)}, but the model's are {list(class_names)}: give model and data the "
+            "same class_names in the same order"
+        )
+    bad = ~((boxes.sizes > 0).all(1) & boxes.tensor.isfinite().all(1))
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{int(bad.sum())} boxes of sample {name!r} have a size that is not positive or a "
+            f"number that is not finite, first box {row}: {boxes.tensor[row].tolist()}; drop them "
+            "(sparse3d.datasets.base.drop_bad_boxes)"
+        )
 
 
 def _refuse_bad_losses(losses: dict[str, Tensor], batch: Batch) -> None:

@@ -83,7 +83,7 @@ class KeySpace:
 
 
 def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
-    """Row [M] int64 of each ``wanted`` [M] key in ``sorted_keys`` [N] (ascending, unique), or -1."""
+    """Rows [M] int64 of ``wanted`` [M] keys in ``sorted_keys`` [N] (ascending, unique), or -1."""
     if not len(sorted_keys):
         return torch.full_like(wanted, -1)
     rows = torch.searchsorted(sorted_keys, wanted)

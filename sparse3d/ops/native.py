@@ -62,6 +62,28 @@ def _argument(name: str, position: int, value: Tensor | int | float | None):
     return ctypes.c_int64(value)
 
 
+def check_index(name: str, index: Tensor, rows: int, limit: int, least: int = 0) -> None:
+    """Refuses an ``index`` that would lead a kernel past its tensors: it reads what it is told to.
+
+    Args:
+        name: of the argument, for the message.
+        index: what must be int64 [rows] in ``least`` .. ``limit`` - 1.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if index.dtype != torch.int64 or index.shape != (rows,):
+        raise ValueError(
+            f"{name} is {index.dtype} of shape {tuple(index.shape)}; int64 of shape ({rows},) is "
+            "needed"
+        )
+    if not rows:
+        return
+    low, high = map(int, index.aminmax())
+    if low < least or high >= limit:
+        raise ValueError(f"{name} holds {low}..{high}; it must be in [{least}, {limit})")
+
+
 def threads() -> int:
     """The number of threads a kernel may use: torch's, so that torch.set_num_threads is obeyed."""
     return torch.get_num_threads()

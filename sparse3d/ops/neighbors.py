@@ -80,10 +80,16 @@ def _check(name: str, points: Tensor, batch: Tensor | None) -> None:
             f"{int(wrong.sum())} rows of {name} are not finite, the first is row {row}: "
             f"{points[row].tolist()}; remove them first"
         )
-    if batch is not None and (batch.shape != points.shape[:1] or bool((batch < 0).any())):
+    if batch is None:
+        return
+    if (
+        batch.shape != points.shape[:1]
+        or batch.is_floating_point()
+        or bool(((batch < 0) | (batch >= 2**31)).any())
+    ):
         raise ValueError(
-            f"{name}_batch has shape {tuple(batch.shape)} for {len(points)} rows, or a negative "
-            "entry; one sample number from 0 per row is needed"
+            f"{name}_batch is {batch.dtype} of shape {tuple(batch.shape)} for {len(points)} rows, "
+            "or has an entry that is no sample; one integer from 0 per row is needed"
         )
 
 

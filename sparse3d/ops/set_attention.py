@@ -43,11 +43,22 @@ def set_attention(
     return run(qkv, position, position_index, order, offsets, heads)
 
 
+def _check_sets(
+    rows: int, positions: int, position_index: Tensor, order: Tensor, offsets: Tensor
+) -> None:
+    native.check_index("position_index", position_index, rows, positions)
+    native.check_index("order", order, rows, rows)
+    native.check_index("offsets", offsets, len(offsets), rows + 1)
+    if len(offsets) == 0 or int(offsets[-1]) != rows or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"offsets must ascend to {rows}, the number of rows; it is {offsets}")
+
+
 def _native(qkv, position, position_index, order, offsets, heads):
     if qkv.dtype == torch.bfloat16:  # twice as fast as torch's attention in bfloat16
         return _native(qkv.float(), position, position_index, order, offsets, heads).bfloat16()
     if qkv.dtype == torch.float64 or qkv.shape[1] // 3 // heads > _MOST_PER_HEAD:
         return reference.set_attention(qkv, position, position_index, order, offsets, heads)
+    _check_sets(len(qkv), len(position), position_index, order, offsets)
     index = (position_index, order, offsets)
     return _attention(qkv.float(), position.float(), *index, heads)[0].to(qkv.dtype)
 

@@ -42,10 +42,10 @@ def voxelize(
             f"points have shape {tuple(points.shape)}; [P, {len(voxel_size)}] is needed for the "
             f"voxel_size {tuple(voxel_size)}: pass the coordinate columns only"
         )
-    if batch_index.shape != points.shape[:1]:
+    if batch_index.shape != points.shape[:1] or batch_index.is_floating_point():
         raise ValueError(
-            f"batch_index has shape {tuple(batch_index.shape)}; one number per point, "
-            f"({len(points)},), is needed"
+            f"batch_index has shape {tuple(batch_index.shape)} and type {batch_index.dtype}; one "
+            f"integer per point, ({len(points)},), is needed"
         )
     voxel_size, origin = tuple(voxel_size), tuple(origin)
     return backend.choose(_VOXELIZE, points)(points, batch_index, voxel_size, origin, shape)
@@ -70,10 +70,16 @@ def segment_reduce(values: Tensor, index: Tensor, segments: int, reduce: str) ->
         [segments, C]; an empty segment gives 0.
 
     Raises:
-        ValueError: ``reduce`` is unknown, or an index is outside [-1, segments).
+        ValueError: ``reduce`` is unknown, shapes or types do not fit, or an index is outside
+            [-1, segments).
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce is {reduce!r}; it must be one of {', '.join(REDUCTIONS)}")
+    if values.dim() != 2 or index.shape != values.shape[:1] or index.dtype != torch.int64:
+        raise ValueError(
+            f"values have shape {tuple(values.shape)} and index is {index.dtype} of shape "
+            f"{tuple(index.shape)}; [P, C] and int64 [P] are needed"
+        )
     return _segment_reduce(values, index, segments, reduce)[0]
 
 
@@ -222,6 +228,8 @@ def _native_voxelize(points, batch_index, voxel_size, origin, shape):
 
 
 def _native_unique(keys):
+    if keys.dtype != torch.int64 or keys.dim() != 1:
+        raise ValueError(f"keys are {keys.dtype} of shape {tuple(keys.shape)}; int64 [P] is needed")
     unique, _, inverse = _native_sorted(keys)
     return unique, inverse
 
@@ -276,6 +284,15 @@ def _native_reduce_backward(grad, index, extra, reduce):
     return out
 
 
+def _reference_expand(values, index):
+    return reference.segment_reduce_backward(values, index, index[:0], "sum")
+
+
+def _native_expand(values, index):
+    native.check_index("index", index, index.numel(), len(values), least=-1)
+    return _native_reduce_backward(values, index, index[:0], "sum")
+
+
 def _native_ranks(index, segments):
     ranks = torch.empty_like(index)
     native.call("s3d_segment_ranks", index.contiguous(), len(index), segments, ranks)
@@ -283,6 +300,7 @@ def _native_ranks(index, segments):
 
 
 def _native_order(values, index, segments):
+    native.check_index("index", index, len(values), segments, least=-1)
     values, index = values.float().contiguous(), index.contiguous()
     order = torch.empty_like(index)
     sizes = (*values.shape, segments)
@@ -335,7 +353,7 @@ _segment_reduce.register_autograd(_reduce_gradient, setup_context=_setup_reduce)
 
 @torch.library.custom_op("sparse3d::segment_expand", mutates_args=())
 def _segment_expand(values: Tensor, index: Tensor) -> Tensor:
-    return backend.choose(_REDUCE_BACKWARD, values)(values, index, index[:0], "sum")
+    return backend.choose(_EXPAND, values)(values, index)
 
 
 @_segment_expand.register_fake
@@ -364,5 +382,6 @@ _VOXELIZE = _table(_reference_voxelize, _native_voxelize)
 _UNIQUE = _table(reference.unique_keys, _native_unique)
 _REDUCE = _table(reference.segment_reduce, _native_reduce)
 _REDUCE_BACKWARD = _table(reference.segment_reduce_backward, _native_reduce_backward)
+_EXPAND = _table(_reference_expand, _native_expand)
 _RANKS = _table(reference.segment_ranks, _native_ranks)
 _ORDER = _table(reference.canonical_order, _native_order)

@@ -67,8 +67,9 @@ def window_sets(
         set_size: most voxels of a set. A window of N voxels makes ceil(N / set_size) sets.
 
     Raises:
-        ValueError: a size is less than 1, or a shift is negative.
+        ValueError: a size is less than 1, a shift is negative, or a row is no cell of a grid.
     """
+    _check_cells(coords)
     if min(window) < 1 or set_size < 1 or min(shift) < 0:
         raise ValueError(
             f"window {tuple(window)} and set_size {set_size} must be 1 or more, and shift "
@@ -96,7 +97,11 @@ def pool_cells(
     Returns:
         [M, 4] int32 coarse cells, ascending; [N] int64 coarse row of each fine row; [N] int64 slot
         in it, of stride_x * stride_y * stride_z, x slowest.
+
+    Raises:
+        ValueError: a stride is less than 1, or a row is no cell of a grid.
     """
+    _check_cells(coords)
     if min(stride) < 1:
         raise ValueError(f"stride is {tuple(stride)}; it must be 1 or more along every axis")
     samples = int(coords[:, 0].max()) + 1 if len(coords) else 1
@@ -107,6 +112,20 @@ def pool_cells(
     x, y, z = (coords[:, 1:] - cells[:, 1:] * edges).long().unbind(1)
     unique, cell_of_row = unique_keys(space.keys(cells))
     return space.coords(unique), cell_of_row, (x * stride[1] + y) * stride[2] + z
+
+
+def _check_cells(coords: Tensor) -> None:
+    if coords.dim() != 2 or coords.shape[1] != 4 or coords.is_floating_point():
+        raise ValueError(
+            f"coords are {coords.dtype} of shape {tuple(coords.shape)}; integers [N, 4] (batch, x, "
+            "y, z) are needed"
+        )
+    if len(coords) and coords.amin() < 0:
+        row = int((coords < 0).any(1).nonzero()[0])
+        raise ValueError(
+            f"row {row} of coords is {tuple(coords[row].tolist())}; windows begin at cell 0: drop "
+            "rows outside the grid"
+        )
 
 
 def _native_partition(coords, windows, size, shift, set_size):

@@ -36,6 +36,29 @@ class Sample:
     flow: Tensor | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        points, boxes, labels = self.points, self.boxes, self.labels
+        if not isinstance(points, Tensor) or points.dim() != 2 or not points.is_floating_point():
+            raise ValueError(
+                f"the points of sample {self.sample_id!r} are {_describe(points)}; a float tensor "
+                "[P, C] is needed: torch.from_numpy(points).float()"
+            )
+        if boxes is not None and not isinstance(boxes, Boxes):
+            raise ValueError(
+                f"the boxes of sample {self.sample_id!r} are {_describe(boxes)}: wrap them, "
+                "Boxes(tensor)"
+            )
+        rows = None if boxes is None else len(boxes)
+        if labels is not None and (
+            not isinstance(labels, Tensor)
+            or labels.is_floating_point()
+            or tuple(labels.shape) != (len(labels) if rows is None else rows,)
+        ):
+            raise ValueError(
+                f"the labels of sample {self.sample_id!r} are {_describe(labels)} for "
+                f"{'no' if rows is None else rows} boxes; one int64 per box is needed"
+            )
+
     @property
     def sample_id(self) -> str:
         return str(self.meta.get("sample_id", "unnamed"))
@@ -48,6 +71,12 @@ class Sample:
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
+
+
+def _describe(value: Any) -> str:
+    kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    shape = getattr(value, "shape", None)
+    return f"{kind}" if shape is None else f"{kind} of shape {tuple(shape)}"
 
 
 @dataclass
@@ -107,6 +136,12 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __getitem__(self, index) -> "Detections":
+        """Those at ``index``: a mask, rows or a slice."""
+        return replace(
+            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index]
+        )
+
     def to(self, device: str | torch.device) -> "Detections":
         return replace(
             self,
@@ -118,7 +153,4 @@ class Detections:
 
     def above(self, score: float) -> "Detections":
         """Those with a score of at least ``score``."""
-        keep = self.scores >= score
-        return replace(
-            self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep]
-        )
+        return self[self.scores >= score]

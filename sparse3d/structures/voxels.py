@@ -6,6 +6,7 @@ Coordinate spaces, by name:
     coords  cells of the present stride: base cells [c * stride, (c + 1) * stride) per axis
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from sparse3d.ops.keys import KeySpace, find_sorted
 from sparse3d.ops.voxelize import segment_reduce, voxelize
 
+MOST_CELLS = 2**31 - 1  # along an axis: coordinates are int32
 DUPLICATE_RULES = ("error", "first", "mean", "sum", "max")
 
 
@@ -34,8 +36,19 @@ class VoxelGrid:
     shape: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        if any(not size > 0 for size in self.voxel_size):
+        if any(not 0 < size < math.inf for size in self.voxel_size):
             raise ValueError(f"voxel_size is {self.voxel_size}; every edge must be positive")
+        cells = (1,) * len(self.voxel_size) if self.shape is None else self.shape
+        if not len(self.voxel_size) == len(self.origin) == len(cells) or min(cells) < 1:
+            raise ValueError(
+                f"voxel_size {self.voxel_size}, origin {self.origin} and shape {self.shape} must "
+                "have one number per axis, and a shape at least one cell"
+            )
+        if max(cells) > MOST_CELLS:
+            raise ValueError(
+                f"the grid has {max(cells)} cells along an axis, {MOST_CELLS} are possible; use a "
+                "smaller range or larger voxels"
+            )
 
     @classmethod
     def from_range(cls, point_range: Sequence[float], voxel_size: Sequence[float]) -> "VoxelGrid":
@@ -46,9 +59,19 @@ class VoxelGrid:
         """
         dims = len(voxel_size)
         low, high = point_range[:dims], point_range[dims:]
+        if len(point_range) != 2 * dims or not all(map(math.isfinite, (*point_range, *voxel_size))):
+            raise ValueError(
+                f"point_range is {list(point_range)} and voxel_size {list(voxel_size)}; low and "
+                "high end of each axis (x0, y0, z0, x1, y1, z1) and as many edges are needed"
+            )
         shape, suggestion = [], list(point_range)
         for axis, (least, most, size) in enumerate(zip(low, high, voxel_size)):
-            cells = (most - least) / size if size > 0 else 0
+            if not size > 0 or not most > least:
+                raise ValueError(
+                    f"point_range {list(point_range)} and voxel_size {list(voxel_size)}: every "
+                    "high end must lie above its low end, and every edge be positive"
+                )
+            cells = (most - least) / size
             whole = max(round(cells), 1)
             suggestion[dims + axis] = round(least + whole * size, 6)
             shape.append(whole if abs(cells - whole) < 1e-3 else 0)
@@ -112,10 +135,7 @@ class SparseVoxels:
     cache: IndexCache = field(default_factory=IndexCache, repr=False)
 
     def __post_init__(self):
-        if len(self.features) != len(self.coords):
-            raise ValueError(
-                f"features have {len(self.features)} rows but coords have {len(self.coords)}"
-            )
+        _check_shapes(self.features, self.coords)
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -164,12 +184,21 @@ class SparseVoxels:
             The voxels, and [P] int64 rows into them, -1 for points outside the grid.
 
         Raises:
-            ValueError: a coordinate is NaN or infinite, or keys would overflow.
+            ValueError: a coordinate is NaN or infinite, a batch index outside [0, batch_size),
+                shapes do not fit, or keys would overflow.
         """
         dims = len(grid.voxel_size)
+        if points.dim() != 2 or points.shape[1] < dims:
+            raise ValueError(
+                f"points have shape {tuple(points.shape)}; [P, {dims}] or more columns are needed"
+            )
         coords, point_to_voxel = voxelize(
             points[:, :dims], batch_index, grid.voxel_size, grid.origin, grid.shape
         )
+        if len(coords) and int(coords[-1, 0]) >= batch_size:  # rows ascend by batch
+            raise ValueError(
+                f"batch_index goes up to {int(coords[-1, 0])} but batch_size is {batch_size}"
+            )
         values = segment_reduce(
             points if features is None else features, point_to_voxel, len(coords), reduce
         )
@@ -207,8 +236,7 @@ class SparseVoxels:
         """
         if coords.dtype not in (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8):
             raise ValueError(f"coords are {coords.dtype}; they must be integers")
-        if len(features) != len(coords):
-            raise ValueError(f"features have {len(features)} rows but coords have {len(coords)}")
+        _check_shapes(features, coords)
         if duplicates not in DUPLICATE_RULES:
             raise ValueError(f"duplicates is {duplicates!r}; it must be one of {DUPLICATE_RULES}")
         stride = stride or (1,) * (coords.shape[1] - 1)
@@ -418,6 +446,15 @@ class SparseVoxels:
             return space, space.keys(self.coords)
 
         return self.cache.get("keys", compute)
+
+
+def _check_shapes(features: Tensor, coords: Tensor) -> None:
+    """Refuses features and coords that are not [N, C] and [N, 1+D]."""
+    if features.dim() != 2 or coords.dim() != 2 or len(features) != len(coords):
+        raise ValueError(
+            f"features have {len(features)} rows but coords have {len(coords)} (shapes "
+            f"{tuple(features.shape)} and {tuple(coords.shape)}); [N, C] and [N, 1+D] are needed"
+        )
 
 
 def _check_rows(coords: Tensor, batch_size: int, shape: tuple[int, ...] | None) -> None:

@@ -81,7 +81,7 @@ def assign_centers(
     """Targets of one group of classes.
 
     A box whose centre lies outside the map is learnt at the nearest border cell, as published.
-    Boxes without a positive dx and dy, and labels that are not in the group, are left out.
+    Boxes without a positive size, and labels that are not in the group, are left out.
 
     Args:
         boxes: true boxes of each sample.
@@ -138,7 +138,7 @@ def gather_objects(
         match = label.to(classes.device)[:, None] == classes
         keep = match.any(1)
         if len(tensor):
-            keep &= (tensor[:, 3:5] > 0).all(1)
+            keep &= (tensor[:, 3:6] > 0).all(1)
         rows.append(tensor.new_zeros(0, columns) if not len(tensor) else tensor[keep, :columns])
         samples.append(torch.full((len(rows[-1]),), index, device=classes.device))
         channels.append(match[keep].int().argmax(1))
