@@ -11,6 +11,7 @@ streets = dict(
     type="WorldStreets",
     data_root=data_root,
     class_names=class_names,
+    class_map=dict(van="car"),  # as in nuScenes; without it a van would be background
     point_range=point_range,
     min_points=1,
 )

@@ -15,11 +15,11 @@ model = dict(
     backbone=dict(type="DSVT", channels=64, blocks=2, window=[12, 12, 1], set_size=36, heads=4),
     bev_backbone=dict(
         type="BEVBackbone",
-        layer_nums=[2, 3],
-        strides=[2, 2],
-        channels=[64, 128],
-        up_strides=[1, 2],
-        up_channels=[64, 64],
+        layer_nums=[2, 2, 2],
+        strides=[2, 2, 2],
+        channels=[64, 128, 128],
+        up_strides=[1, 2, 4],
+        up_channels=[64, 64, 64],
     ),
     head=dict(
         type="CenterHead",
