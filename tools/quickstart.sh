@@ -17,7 +17,8 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 export MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_MMAP_THRESHOLD_=10000000000
 
 say "1/5  the world: streets, cars, trucks, cyclists and pedestrians, seen by a 64-beam LiDAR"
-"$RUN" tools/prepare_data.py world --name quickstart --sensor hdl64 --train 400 --test 60 --seed 0
+"$RUN" tools/prepare_data.py world --name quickstart --sensor hdl64 --train 400 --test 60 --seed 0 \
+  --workers "$(nproc)"
 "$RUN" tools/prepare_data.py database "$CONFIG"
 
 say "2/5  a look at the data before training on it"
