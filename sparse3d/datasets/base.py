@@ -1,11 +1,15 @@
 """What every data set of points shares: classes, seeding, transforms and care for bad files."""
 
+import json
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -52,7 +56,8 @@ class PointDataset(Dataset):
 
         Raises:
             FileNotFoundError: ``data_root`` is no folder.
-            ValueError: ``class_names`` is empty or repeats a name, or ``seed`` is negative.
+            ValueError: ``class_names`` is empty or repeats a name, ``seed`` is negative, or a
+                transform is none.
         """
         self.data_root = Path(data_root)
         if not self.data_root.is_dir():
@@ -71,6 +76,9 @@ class PointDataset(Dataset):
         self.class_map = class_map or {}
         self.keep_ignored = keep_ignored
         self.transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms]
+        for transform in self.transforms:
+            if not callable(transform):
+                raise ValueError(f"transforms holds {transform!r}, no config and not callable")
         # In shared memory: loader workers that live through several epochs see a new value too.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -106,6 +114,33 @@ class PointDataset(Dataset):
         name = self.class_map.get(name, name)
         return self.class_names.index(name) if name in self.class_names else -1
 
+    def names_in_labels(self) -> Iterable[str]:
+        """Class names of the files' labels, for ``check_classes``; none where that is slow."""
+        return ()
+
+    def check_classes(self) -> None:
+        """Warns of classes that no label has; they would be trained, and nothing learnt.
+
+        Raises:
+            ValueError: no label has any of the classes.
+        """
+        missing, found = dict.fromkeys(self.class_names), set()
+        for name in self.names_in_labels():
+            found.add(name)
+            missing.pop(self.class_map.get(name, name), None)
+            if not missing:
+                return
+        if not found:
+            return
+        text = (
+            f"class_names {list(missing)} are in no label of {self.data_root}, whose names are "
+            f"{sorted(found)}: spell them so, give class_map (file's name -> class), or leave them "
+            "out"
+        )
+        if len(missing) == len(self.class_names):
+            raise ValueError(text)
+        warnings.warn(text, stacklevel=2)
+
     def label(self, sample: Sample) -> Sample:
         """The sample with labels from its names; ``meta`` says what columns and labels mean."""
         meta = {**sample.meta, "columns": list(self.columns), "class_names": self.class_names}
@@ -120,10 +155,45 @@ class PointDataset(Dataset):
             sample = select_boxes(sample, sample.labels >= 0)
         if self.point_range is None:
             return sample
-        sample = select_points(sample, in_range(sample.points, self.point_range))
+        inside = in_range(sample.points, self.point_range)
+        if len(inside) and not inside.any():
+            warnings.warn(
+                f"{_origin(sample)}: none of its {len(inside)} points lies in point_range "
+                f"{list(self.point_range)}; row 0 is {sample.points[0].tolist()}",
+                stacklevel=2,
+            )
+        sample = select_points(sample, inside)
         if sample.boxes is not None:
             sample = select_boxes(sample, above_range(sample.boxes.centers, self.point_range))
         return sample
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Names the file where what is read inside turns out to be damaged.
+
+    Raises:
+        ValueError: in place of whatever error the damage causes; a missing file stays one.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): it is cut off, damaged or "
+            "of another format; copy or make it again"
+        ) from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with reading(path):
+        return json.loads(Path(path).read_text())
 
 
 def read_points(path: str | Path, columns: int) -> np.ndarray:
@@ -191,15 +261,20 @@ def drop_bad_boxes(sample: Sample) -> Sample:
     """Without boxes of a size that is not positive or not finite; one warning says how many."""
     if sample.boxes is None:
         return sample
-    good = sample.boxes.tensor.isfinite().all(1) & (sample.boxes.sizes > 0).all(1)
-    if good.all():
-        return sample
-    warnings.warn(
-        f"{_origin(sample)}: {int((~good).sum())} of {len(good)} boxes have a size that is not "
-        "positive or a number that is not finite: dropped",
-        stacklevel=2,
-    )
-    return select_boxes(sample, good)
+    good = good_boxes(sample.boxes.tensor, _origin(sample))
+    return sample if good.all() else select_boxes(sample, good)
+
+
+def good_boxes(boxes: Tensor, origin: str) -> Tensor:
+    """Mask [N] of ``boxes`` [N, >=7] that are finite and have a positive size; warns of others."""
+    good = boxes.isfinite().all(1) & (boxes[:, 3:6] > 0).all(1)
+    if not good.all():
+        warnings.warn(
+            f"{origin}: {int((~good).sum())} of {len(good)} boxes have a size that is not positive "
+            "or a number that is not finite: dropped",
+            stacklevel=2,
+        )
+    return good
 
 
 def _origin(sample: Sample) -> str:

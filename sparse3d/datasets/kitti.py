@@ -4,8 +4,7 @@ A label lies in the rectified frame of camera 0 (x right, y down, z forward) and
 the box's BOTTOM; here boxes are in the LiDAR's frame (x forward, y left, z up) by their centre.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,16 @@ from torch import Tensor
 from sparse3d.registry import DATASETS
 from sparse3d.structures import Boxes, Camera, Sample
 
-from .base import PointDataset, image_size, read_image, read_points, select_points
+from .base import (
+    PointDataset,
+    good_boxes,
+    image_size,
+    read_image,
+    read_json,
+    read_points,
+    reading,
+    select_points,
+)
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 USUAL_SIZE = (1242, 375)  # pixels, for a frame without its picture
@@ -63,12 +71,13 @@ def read_calibration(path: str | Path) -> Calibration:
     """Calibration of a frame from its text file.
 
     Raises:
-        ValueError: a needed matrix is missing or has another number of values.
+        ValueError: a needed matrix is missing, has another number of values, or is singular.
     """
     rows = {}
-    for line in Path(path).read_text().splitlines():
-        key, _, values = line.partition(":")
-        rows[key.strip()] = values.split()
+    with reading(path):
+        for line in Path(path).read_text().splitlines():
+            key, _, values = line.partition(":")
+            rows[key.strip()] = values.split()
     shapes = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
     for key, shape in shapes.items():
         if len(rows.get(key, ())) != shape[0] * shape[1]:
@@ -77,7 +86,12 @@ def read_calibration(path: str | Path) -> Calibration:
                 f"needed; it names {sorted(k for k in rows if k)}: take the object benchmark's "
                 "calibration (not the tracking or raw one)"
             )
-    return Calibration(*(np.array(rows[k], float).reshape(s) for k, s in shapes.items()))
+    with reading(path):
+        matrices = [np.array(rows[k], float).reshape(s) for k, s in shapes.items()]
+    for key, matrix in zip(shapes, matrices):
+        if not abs(np.linalg.det(matrix[:, :3])) > 1e-9:
+            raise ValueError(f"{path}: {key} is no invertible matrix: {matrix.tolist()}")
+    return Calibration(*matrices)
 
 
 def read_labels(path: str | Path) -> Labels:
@@ -89,10 +103,12 @@ def read_labels(path: str | Path) -> Labels:
         the rectified camera frame; rotation_y [n] radians; score [n] where the file has it.
 
     Raises:
-        ValueError: a line has not 15 or 16 values.
+        ValueError: a line has not 15 or 16 values, or one of them is no number.
     """
     rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    with reading(path):
+        lines = Path(path).read_text().splitlines()
+    for number, line in enumerate(lines, 1):
         values = line.split()
         if not values:
             continue
@@ -101,7 +117,9 @@ def read_labels(path: str | Path) -> Labels:
                 f"{path}, line {number} has {len(values)} values; 15 are needed (16 with score)"
             )
         rows.append(values)
-    numbers = np.array([row[1:15] for row in rows], float).reshape(-1, 14)
+    with reading(path):
+        numbers = np.array([row[1:15] for row in rows], float).reshape(-1, 14)
+        scores = np.array([row[15] for row in rows if len(row) == 16], float)
     labels = {
         "name": np.array([row[0] for row in rows], dtype=object),
         "truncated": numbers[:, 0],
@@ -112,8 +130,8 @@ def read_labels(path: str | Path) -> Labels:
         "location": numbers[:, 10:13],
         "rotation_y": numbers[:, 13],
     }
-    if rows and all(len(row) == 16 for row in rows):
-        labels["score"] = np.array([float(row[15]) for row in rows])
+    if rows and len(scores) == len(rows):
+        labels["score"] = scores
     return labels
 
 
@@ -301,13 +319,22 @@ class KittiDataset(PointDataset):
                 f"frame {sample.sample_id} of {self.folder} has labels but no calibration, so its "
                 "boxes cannot be placed: add its calib file or remove its labels"
             )
-        sample.meta["kitti"] = {**labels, "difficulty": difficulty(labels)}
         objects = labels["name"] != "DontCare"
         boxes = boxes_from_camera({k: v[objects] for k, v in labels.items()}, calibration)
-        sample.boxes = Boxes(boxes.float())
-        sample.names = labels["name"][objects].tolist()
+        good = good_boxes(boxes, f"labels of {sample.meta['lidar_path']}")
+        kept = ~objects
+        kept[objects] = good.numpy()
+        labels = {key: values[kept] for key, values in labels.items()}
+        sample.meta["kitti"] = {**labels, "difficulty": difficulty(labels)}
+        sample.boxes = Boxes(boxes[good].float())
+        sample.names = [name for name in labels["name"] if name != "DontCare"]
 
     # ------------------------------------------------------------------ files
+
+    def names_in_labels(self) -> Iterator[str]:
+        for frame in self.frames:
+            labels = self._labels(frame)
+            yield from () if labels is None else (n for n in labels["name"] if n != "DontCare")
 
     def _frames(self, split: str, official: bool) -> list[str]:
         listed = self.data_root / "ImageSets" / f"{split}.txt"
@@ -359,7 +386,7 @@ class KittiDataset(PointDataset):
         paths = sorted(self.data_root.glob("*.json"))
         infos = {}
         for path in [self.data_root / ann_file] if ann_file else paths:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             if not isinstance(content, dict) or "data_list" not in content:
                 continue
             categories = content.get("metainfo", {}).get("categories")

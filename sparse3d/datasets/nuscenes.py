@@ -4,7 +4,7 @@ Points and boxes are in the key frame's LiDAR frame as it is: x to the RIGHT, y 
 published networks are trained in it; yaw stays counter-clockwise from +x.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from sparse3d.registry import DATASETS
 from sparse3d.structures import Boxes, Camera, Sample
 
-from .base import PointDataset, image_size, read_image, read_points
+from .base import PointDataset, good_boxes, image_size, read_image, read_points
 from .nuscenes_tables import LIDAR, Frame, View, read_infos, read_tables, scenes_of_split
 
 CLASSES = (
@@ -152,6 +152,9 @@ class NuScenesDataset(PointDataset):
         return Camera(torch.from_numpy(view.K), torch.from_numpy(view.lidar_to_camera), size)
 
     def _add_objects(self, sample: Sample, objects: dict[str, np.ndarray]) -> None:
+        numbers = torch.from_numpy(objects["boxes"][:, :7])  # an unknown velocity is NaN
+        good = good_boxes(numbers, f"labels of {sample.meta['lidar_path']}").numpy()
+        objects = {key: values[good] for key, values in objects.items()}
         sample.meta["nuscenes"] = objects
         enough = objects["num_lidar_points"] >= self.min_points
         boxes = objects["boxes"][enough].astype(np.float32)
@@ -160,6 +163,10 @@ class NuScenesDataset(PointDataset):
         sample.names = objects["name"][enough].tolist()
 
     # ------------------------------------------------------------------ files
+
+    def names_in_labels(self) -> Iterator[str]:
+        for frame in self.frames:
+            yield from () if frame.objects is None else frame.objects["name"]
 
     def find(self, name: str, channel: str = LIDAR) -> Path:
         """The file of a table's or info file's entry; the latter leave the folder out."""

@@ -4,13 +4,14 @@ Tables: https://www.nuscenes.org/nuscenes#data-format. Everything is resolved wh
 built, and the tables are let go: loader workers then share small arrays, not gigabytes of records.
 """
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .base import read_json, reading
 
 # Categories of the detection benchmark; what is not named here is no class of it.
 DETECTION_CLASSES = {
@@ -122,7 +123,8 @@ class _Tables:
                 f"there is no {path}: unpack the metadata archive of nuScenes beside 'samples' and "
                 "'sweeps'"
             )
-        return {record["token"]: record for record in json.loads(path.read_text())}
+        with reading(path):
+            return {record["token"]: record for record in read_json(path)}
 
     def frames(self, scenes: set[str] | None, history: int) -> list[Frame]:
         known = {s["name"]: s["token"] for s in self.by_token("scene").values()}
@@ -228,12 +230,13 @@ def read_infos(path: Path) -> list[Frame]:
     Raises:
         ValueError: the file is no such list.
     """
-    content = json.loads(path.read_text())
+    content = read_json(path)
     if not isinstance(content, dict) or "data_list" not in content:
         raise ValueError(f"{path} has no 'data_list': it is no info file of mmdet3d, version 1.1")
     categories = content.get("metainfo", {}).get("categories", {})
     table = {number: name for name, number in categories.items()}
-    return [_frame_of_info(entry, table) for entry in content["data_list"]]
+    with reading(path):
+        return [_frame_of_info(entry, table) for entry in content["data_list"]]
 
 
 def _frame_of_info(entry: dict, table: dict[int, str]) -> Frame:

@@ -14,7 +14,7 @@ from sparse3d.ops.rotated import bev_overlap
 from sparse3d.registry import TRANSFORMS
 from sparse3d.structures import Boxes, Sample
 
-from .base import PointDataset, select_points
+from .base import PointDataset, reading, select_points
 
 
 class ObjectDatabase:
@@ -64,7 +64,7 @@ class ObjectDatabase:
                 f"there is no object database {path}: make it with 'python tools/prepare_data.py "
                 "database CONFIG', or take GroundTruthSampling out of the transforms"
             )
-        with np.load(path, allow_pickle=False) as content:
+        with reading(path), np.load(path, allow_pickle=False) as content:
             return cls(**{key: content[key] for key in content.files})
 
     def save(self, path: Path) -> None:

@@ -29,9 +29,17 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
 
 @HOOKS.register_module()
 class DatasetEpochHook(Hook):
-    """Tells the training data set the epoch, from which it seeds its random augmentation."""
+    """Tells the training data set the epoch, from which it seeds its random augmentation.
+
+    Before the first it has the data set see whether its labels have the classes.
+    """
 
     priority = "VERY_HIGH"
+
+    def before_train(self, runner) -> None:
+        check_classes = getattr(runner.train_dataloader.dataset, "check_classes", None)
+        if check_classes is not None:
+            check_classes()
 
     def before_train_epoch(self, runner) -> None:
         set_epoch = getattr(runner.train_dataloader.dataset, "set_epoch", None)
@@ -96,7 +104,7 @@ class CheckpointHook(Hook):
         if self.save_best is None:
             return
         if self.save_best not in metrics:
-            raise KeyError(
+            raise ValueError(
                 f"save_best is {self.save_best!r}, but validation gave {sorted(metrics)}; name one "
                 "of these"
             )

@@ -1,6 +1,5 @@
 """The data set over a folder of the procedural world's frames."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparse3d.datasets.base import PointDataset
+from sparse3d.datasets.base import PointDataset, read_json, reading
 from sparse3d.registry import DATASETS
 from sparse3d.structures import Boxes, Sample
 
@@ -62,7 +61,8 @@ class WorldStreets(PointDataset):
                 f"{self.data_root / split} holds no frames (or {info} is missing); make them with "
                 "`python tools/prepare_data.py world`"
             )
-        self.kinds = json.loads(info.read_text())["kinds"]
+        with reading(info):
+            self.kinds = read_json(info)["kinds"]
         unknown = set(self.class_names) - set(self.kinds)
         if unknown:
             raise ValueError(f"class names {sorted(unknown)} are none of the world's {self.kinds}")
@@ -75,7 +75,8 @@ class WorldStreets(PointDataset):
         return len(self.files)
 
     def load(self, index: int, generator: np.random.Generator) -> Sample:
-        with np.load(self.files[index]) as data:
+        path = self.files[index]
+        with reading(path), np.load(path) as data:
             frame = {key: data[key] for key in ("points", "boxes", "kinds", "instance")}
         seen = in_view(frame["points"], self.fov_deg)
         instance = frame["instance"][seen]
