@@ -272,8 +272,8 @@ def _ranges(found: Survey) -> list[Problem]:
     if not len(known):
         return problems
     outside = 1 - float(above_range(known, found.point_range).float().mean())
-    if outside > 0.1:
-        level = ERROR if outside > 0.5 else WARNING
+    if outside > 0.1:  # a scanner sees farther than a small experiment looks: half outside is usual
+        level = ERROR if outside > 0.8 else WARNING
         text = f"{outside:.0%} of the boxes have their centre outside point_range"
         low, high = known[:, :3].amin(0), known[:, :3].amax(0)
         ends = [round(v, 1) for v in (*low.tolist(), *high.tolist())]
