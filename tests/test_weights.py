@@ -1,0 +1,42 @@
+"""The delivered weights belong to their configs and see objects in real frames."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from sparse3d.datasets.base import read_points
+from sparse3d.engine.checkpoints import load_weights
+from sparse3d.registry import MODELS
+from sparse3d.structures import Batch, Sample
+
+from .conftest import real_data
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = sorted((ROOT / "data" / "weights").glob("*.pth"))
+
+
+def detector(weights: Path):
+    init_default_scope("sparse3d")
+    config = Config.fromfile(ROOT / "configs" / "detection" / f"{weights.stem}.py")
+    model = MODELS.build(config.model).eval()
+    load_weights(model, weights)
+    return model
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda p: p.stem)
+def test_weights_fit_their_config(weights):
+    assert all(torch.isfinite(value).all() for value in detector(weights).state_dict().values())
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("path", real_data("kitti/velodyne_fov/*.bin"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("weights", [w for w in WEIGHTS if "kitti" in w.stem], ids=lambda p: p.stem)
+def test_finds_boxes_on_points_of_a_real_frame(weights, path):
+    points = torch.from_numpy(read_points(path, 4))
+    found = detector(weights).predict(Batch([Sample(points)]))[0].above(0.4)
+    assert len(found)
+    held = found.boxes.contains(points[:, :3]).sum(1)
+    assert (held > 0).float().mean() > 0.9  # boxes where there is something, not in the air
