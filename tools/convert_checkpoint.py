@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sparse3d.engine.checkpoints import read_checkpoint, save_atomic, strip_prefix
+from sparse3d.engine.command_line import plain_errors
 from sparse3d.engine.published import LAYOUTS, Conversion, convert_detector
-from sparse3d.engine.runner import load_config
+from sparse3d.engine.runner import load_config, model_config
 from sparse3d.registry import MODELS
 
 STATES = ("model_state", "state_dict", "model")
@@ -81,7 +82,7 @@ def convert(args: argparse.Namespace) -> None:
     """
     checkpoint = read_checkpoint(args.input)
     torch.manual_seed(0)  # what --partial leaves at initial values is the same each time
-    model = MODELS.build(load_config(args.config).model)
+    model = MODELS.build(model_config(load_config(args.config)))
     conversion = convert_detector(tensors_of(checkpoint, args.input), model, args.layout)
     print(report(conversion))
     if not conversion.state or ((conversion.missing or conversion.leftover) and not args.partial):
@@ -103,10 +104,8 @@ def convert(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Convert; what is wrong with the files is said in one message."""
-    try:
+    with plain_errors():
         convert(parse_args())
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

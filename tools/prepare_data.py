@@ -4,13 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.datasets.base import PointDataset
 from sparse3d.datasets.check import ERROR, judge, survey, table
 from sparse3d.datasets.sampling import build_database
+from sparse3d.engine.command_line import add_config_options, plain_errors
+from sparse3d.engine.runner import load_config
 from sparse3d.registry import DATASETS
 
 
@@ -25,8 +25,7 @@ def dataset_config(args: argparse.Namespace) -> dict:
     Raises:
         ValueError: it names none.
     """
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = load_config(args.config, args.cfg_options)
     loader = config.get(f"{args.subset}_dataloader")
     if loader is None:
         has = [key for key in config if key.endswith("_dataloader")]
@@ -44,6 +43,8 @@ def make_world(args: argparse.Namespace) -> int:
     from sparse3d.datasets.world import make_world
 
     asked = {"train": args.train, "val": args.val, "test": args.test}
+    if min(asked.values()) < 0:
+        raise ValueError(f"{asked} frames are asked for; a number must be 0 or more")
     counts = {s: count for s, count in asked.items() if count} or {"train": 1000, "val": 200}
     folder = make_world(
         Path(args.root), args.name, args.sensor, counts, seed=args.seed, workers=args.workers
@@ -61,7 +62,9 @@ def make_database(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.config} has no GroundTruthSampling that says where: give --out FOLDER"
         )
-    counts = build_database(open_plain(config), folder, args.limit, args.seed)
+    dataset = open_plain(config)
+    dataset.check_classes()
+    counts = build_database(dataset, folder, args.limit, args.seed)
     for name, count in counts.items():
         print(f"{name:<22}{count:>8} objects" + ("" if count else " (none: no file)"))
     print(f"written to {folder}")
@@ -109,20 +112,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     for command in (database, checking):
         command.add_argument("config", help="a file of configs/")
         command.add_argument("--subset", choices=("train", "val", "test"), default="train")
-        command.add_argument(
-            "--cfg-options", nargs="+", action=DictAction, help="key.inner=value pairs to replace"
-        )
+        add_config_options(command)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the chosen command; its exit code."""
     args = parse_args(arguments)
-    try:
+    with plain_errors():
         return args.run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
 
 
 if __name__ == "__main__":

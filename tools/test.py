@@ -5,12 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.engine import distributed
+from sparse3d.engine.command_line import add_config_options, plain_errors
 from sparse3d.engine.hooks import PictureHook
 from sparse3d.engine.runner import build_runner
 
@@ -26,9 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--show-score", type=float, default=0.3, help="least score of a box in a picture (0.3)"
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, help="key.inner=value pairs to replace"
-    )
+    add_config_options(parser)
     parser.add_argument(
         "--launcher", choices=distributed.LAUNCHERS, default="none", help="pytorch: under torchrun"
     )
@@ -38,6 +36,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Test, write the metrics and leave the process group."""
     args = parse_args()
+    if args.out:  # before the work: a test can take hours
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     runner = build_runner(
         args.config,
         args.work_dir,
@@ -49,13 +49,10 @@ def main() -> None:
         runner.register_hook(PictureHook(args.show_dir, args.show_score))
     metrics = runner.test()
     if args.out and is_main_process():
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(metrics, indent=2, default=float) + "\n")
     distributed.finish()
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         main()
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")

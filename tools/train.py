@@ -4,12 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.engine import distributed
-from sparse3d.engine.optim import NotFiniteError
+from sparse3d.engine.command_line import add_config_options, plain_errors
 from sparse3d.engine.runner import build_runner
 
 
@@ -22,9 +20,7 @@ def parse_args() -> argparse.Namespace:
         "--resume", action="store_true", help="go on from the newest checkpoint of the work folder"
     )
     parser.add_argument("--amp", action="store_true", help="forward pass in bfloat16")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, help="key.inner=value pairs to replace"
-    )
+    add_config_options(parser)
     parser.add_argument(
         "--launcher", choices=distributed.LAUNCHERS, default="none", help="pytorch: under torchrun"
     )
@@ -41,7 +37,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         main()
-    except (FileNotFoundError, NotFiniteError) as error:
-        sys.exit(f"error: {error}")

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.engine.checkpoints import load_weights
-from sparse3d.engine.runner import load_config
+from sparse3d.engine.command_line import add_config_options, plain_errors
+from sparse3d.engine.runner import load_config, model_config
 from sparse3d.registry import DATASETS, MODELS
 from sparse3d.structures import collate
 from sparse3d.visualization import open3d_view, report
@@ -34,26 +34,30 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--window", action="store_true", help="open a 3-D window instead")
     parser.add_argument("--score", type=float, default=0.3, help="least score of a box (0.3)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, help="key.inner=value pairs to replace"
-    )
+    add_config_options(parser)
     return parser.parse_args()
 
 
 def make_scene(args: argparse.Namespace) -> Scene:
-    """The sample asked for, with detections when there are weights."""
+    """The sample asked for, with detections when there are weights.
+
+    Raises:
+        ValueError: the config has no such split, or the split no such sample.
+    """
     cfg = load_config(args.config, args.cfg_options)
     there = [split for split in SPLITS if cfg.get(f"{split}_dataloader")]
     split = args.split or (there or SPLITS)[0]
     if split not in there:
-        raise SystemExit(f"{args.config} has no {split}_dataloader; it has those of {there}")
+        raise ValueError(
+            f"{args.config} has no {split}_dataloader; it has those of {there or 'no split'}"
+        )
     dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
     if not -len(dataset) <= args.index < len(dataset):
-        raise SystemExit(f"--index is {args.index}; the split has {len(dataset)} samples")
+        raise ValueError(f"--index is {args.index}; the split has {len(dataset)} samples")
     sample = dataset[args.index]
     if args.checkpoint is None:
         return Scene.from_sample(sample)
-    model = MODELS.build(cfg.model).eval()
+    model = MODELS.build(model_config(cfg)).eval()
     load_weights(model, args.checkpoint)
     with torch.no_grad():
         found = model.test_step(collate([sample]))[0]
@@ -77,7 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         main()
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")

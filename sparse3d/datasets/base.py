@@ -114,32 +114,34 @@ class PointDataset(Dataset):
         name = self.class_map.get(name, name)
         return self.class_names.index(name) if name in self.class_names else -1
 
-    def names_in_labels(self) -> Iterable[str]:
-        """Class names of the files' labels, for ``check_classes``; none where that is slow."""
-        return ()
+    def names_in_labels(self) -> Iterable[str] | None:
+        """Class names of the files' labels, for ``check_classes``; None where that is slow."""
+        return None
 
-    def check_classes(self) -> None:
-        """Warns of classes that no label has; they would be trained, and nothing learnt.
+    def check_classes(self, training: bool = True) -> None:
+        """Warns of classes that no label has: they would cost time, and mean nothing.
 
         Raises:
-            ValueError: no label has any of the classes.
+            ValueError: no label has any of the classes, and the data are for training.
         """
+        names = self.names_in_labels()
+        if names is None:
+            return
         missing, found = dict.fromkeys(self.class_names), set()
-        for name in self.names_in_labels():
+        for name in names:
             found.add(name)
             missing.pop(self.class_map.get(name, name), None)
             if not missing:
                 return
-        if not found:
-            return
         text = (
             f"class_names {list(missing)} are in no label of {self.data_root}, whose names are "
             f"{sorted(found)}: spell them so, give class_map (file's name -> class), or leave them "
             "out"
         )
-        if len(missing) == len(self.class_names):
+        if training and len(missing) == len(self.class_names):
             raise ValueError(text)
-        warnings.warn(text, stacklevel=2)
+        if found:
+            warnings.warn(text, stacklevel=2)
 
     def label(self, sample: Sample) -> Sample:
         """The sample with labels from its names; ``meta`` says what columns and labels mean."""
@@ -156,13 +158,7 @@ class PointDataset(Dataset):
         if self.point_range is None:
             return sample
         inside = in_range(sample.points, self.point_range)
-        if len(inside) and not inside.any():
-            warnings.warn(
-                f"{_origin(sample)}: none of its {len(inside)} points lies in point_range "
-                f"{list(self.point_range)}; row 0 is {sample.points[0].tolist()}",
-                stacklevel=2,
-            )
-        sample = select_points(sample, inside)
+        sample = crop(sample, inside, f"point_range {list(self.point_range)}")
         if sample.boxes is not None:
             sample = select_boxes(sample, above_range(sample.boxes.centers, self.point_range))
         return sample
@@ -232,6 +228,17 @@ def select_points(sample: Sample, keep: Tensor) -> Sample:
     """The sample with the points (and their flow) at ``keep``: a mask [P] or rows."""
     flow = None if sample.flow is None else sample.flow[keep]
     return replace(sample, points=sample.points[keep], flow=flow)
+
+
+def crop(sample: Sample, inside: Tensor, place: str) -> Sample:
+    """``select_points`` of those ``inside`` [P] a place; warns where that leaves none."""
+    if len(inside) and not inside.any():
+        warnings.warn(
+            f"{_origin(sample)}: none of its {len(inside)} points lies in {place}; row 0 is "
+            f"{sample.points[0].tolist()}",
+            stacklevel=2,
+        )
+    return select_points(sample, inside)
 
 
 def select_boxes(sample: Sample, keep: Tensor) -> Sample:

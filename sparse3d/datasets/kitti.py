@@ -18,13 +18,14 @@ from sparse3d.structures import Boxes, Camera, Sample
 
 from .base import (
     PointDataset,
+    crop,
+    drop_bad_points,
     good_boxes,
     image_size,
     read_image,
     read_json,
     read_points,
     reading,
-    select_points,
 )
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
@@ -295,12 +296,13 @@ class KittiDataset(PointDataset):
         path = self._points_path(frame)
         points = torch.from_numpy(read_points(path, len(self.columns)))
         meta = {"sample_id": frame, "lidar_path": str(path), "image_path": self._image_path(frame)}
-        sample = Sample(points, meta=meta)
+        sample = drop_bad_points(Sample(points, meta=meta))  # before a camera seems not to see them
         calibration, labels = self._calibration(frame), self._labels(frame)
         if calibration is not None:
             self._add_camera(sample, calibration)
             if self.fov_only:
-                sample = select_points(sample, sample.cameras["image_2"].sees(sample.points[:, :3]))
+                seen = sample.cameras["image_2"].sees(sample.points[:, :3])
+                sample = crop(sample, seen, "the picture (fov_only)")
         if labels is not None:
             self._add_labels(sample, labels, calibration)
         return sample

@@ -79,8 +79,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, is of another toolkit, holds NaN, or does not fit the
-            model; the message names the first missing, unexpected and misshapen tensors.
+        ValueError: the file cannot be read, is of another toolkit, holds NaN or infinity, or does
+            not fit the model; the message names the first missing, unexpected or misshapen tensors.
     """
     checkpoint = read_checkpoint(path)
     state = _state_of(checkpoint, path)
@@ -94,11 +94,11 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
             + "\n  ".join(problems)
             + "\nBuild the model from the configuration that the weights were trained with."
         )
-    spoilt = [name for name, tensor in state.items() if tensor.isnan().any()]
+    spoilt = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if spoilt:
         raise ValueError(
-            f"{len(spoilt)} tensors in {path} hold NaN, the first is {spoilt[0]}: the training had "
-            "diverged; take an earlier checkpoint. Nothing was loaded"
+            f"{len(spoilt)} tensors in {path} hold NaN or infinity, the first is {spoilt[0]}: the "
+            "training had diverged; take an earlier checkpoint. Nothing was loaded"
         )
     model.load_state_dict(state)
     return meta
@@ -179,7 +179,7 @@ def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
 
 
 def _broken_message(path: Path, size: int, error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
     return (
         f"checkpoint {path} ({size} bytes) cannot be read: it is cut off, or is no checkpoint "
         f"({reason}); copy or download it again"

@@ -18,15 +18,15 @@ def start(launcher: str) -> None:
     that is already there alone.
 
     Raises:
-        ValueError: an unknown launcher.
-        RuntimeError: the launcher is 'pytorch' but this process was not started by torchrun.
+        ValueError: an unknown launcher, or it is 'pytorch' but this process was not started by
+            torchrun.
     """
     if launcher not in LAUNCHERS:
         raise ValueError(f"launcher is {launcher!r}; it must be one of {LAUNCHERS}")
     if launcher == "none" or dist.is_initialized():
         return
     if "LOCAL_RANK" not in os.environ:
-        raise RuntimeError(
+        raise ValueError(
             "--launcher pytorch needs the environment that torchrun sets: start with "
             "python -m torch.distributed.run --nproc_per_node=2 tools/train.py CONFIG "
             "--launcher pytorch"

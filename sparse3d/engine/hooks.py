@@ -27,19 +27,27 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def check_classes(dataset, training: bool) -> None:
+    """``PointDataset.check_classes`` where the data set has it."""
+    check = getattr(dataset, "check_classes", None)
+    if check is not None:
+        check(training)
+
+
 @HOOKS.register_module()
 class DatasetEpochHook(Hook):
     """Tells the training data set the epoch, from which it seeds its random augmentation.
 
-    Before the first it has the data set see whether its labels have the classes.
+    Before all it has the data sets see whether their labels have the classes.
     """
 
     priority = "VERY_HIGH"
 
     def before_train(self, runner) -> None:
-        check_classes = getattr(runner.train_dataloader.dataset, "check_classes", None)
-        if check_classes is not None:
-            check_classes()
+        check_classes(runner.train_dataloader.dataset, training=True)
+
+    def before_test(self, runner) -> None:
+        check_classes(runner.test_dataloader.dataset, training=False)
 
     def before_train_epoch(self, runner) -> None:
         set_epoch = getattr(runner.train_dataloader.dataset, "set_epoch", None)

@@ -4,13 +4,14 @@ import copy
 import itertools
 import logging
 import platform
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mmengine
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
@@ -36,6 +37,7 @@ from . import distributed
 from .checkpoints import load_weights, read_checkpoint, save_atomic
 from .hooks import FINAL, POINTER, latest_checkpoint
 from .loops import TrainLoop
+from .optim import NotFiniteError
 from .progress import LOG, cut_log, read_log
 
 # mmengine looks for our scope in each of its registries and warns about every one without it.
@@ -53,6 +55,20 @@ _SCOPED = [
     )
 ]
 _RUNNERS = itertools.count()
+PARTS = (
+    *(f"{phase}_{part}" for phase in ("train", "val", "test") for part in ("dataloader", "cfg")),
+    *("model", "optim_wrapper", "param_scheduler", "val_evaluator", "test_evaluator"),
+    *("default_hooks", "custom_hooks", "custom_imports", "default_scope", "env_cfg"),
+    *(
+        "auto_scale_lr",
+        "find_unused_parameters",
+        "load_from",
+        "log_level",
+        "randomness",
+        "work_dir",
+    ),
+)
+"""What a config says at its top level; other names there are variables of its own."""
 NOISE = ("has no metainfo", "Failed to search registry", "prefix is not set")
 
 
@@ -157,9 +173,20 @@ class Runner(MMRunner):
             out_dir, filename: where.
             meta: more to note.
             by_epoch: called at the end of an epoch (before it is counted), not of an iteration.
+
+        Raises:
+            NotFiniteError: a weight or running statistic is NaN or infinite; nothing is written.
         """
         if not is_main_process():
             return
+        state = {k: v.cpu() for k, v in self.bare_model.state_dict().items()}
+        spoilt = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if spoilt:
+            raise NotFiniteError(
+                f"{len(spoilt)} tensors of the model hold NaN or infinity, the first is "
+                f"{spoilt[0]}: {filename} is not written and older checkpoints stay; look at the "
+                "last samples (tools/prepare_data.py check) or lower the learning rate"
+            )
         counters = (
             {"epoch": self.epoch + 1, "iter": self.iter}
             if by_epoch
@@ -175,7 +202,7 @@ class Runner(MMRunner):
                 "config": self.cfg.filename,
                 "config_text": self.config_text,
             },
-            "state_dict": {k: v.cpu() for k, v in self.bare_model.state_dict().items()},
+            "state_dict": state,
             "optimizer": self.optim_wrapper.state_dict(),
             "param_schedulers": [s.state_dict() for s in self.param_schedulers or []],
         }
@@ -202,19 +229,28 @@ class Runner(MMRunner):
             self.logger.warning(
                 f"--resume: there is no checkpoint in {self.work_dir}; TRAINING STARTS ANEW"
             )
-        self._set_aside_old_run()
         if self._load_from is not None:
             self.load_checkpoint(self._load_from)
+        barrier()  # the weights may be those of the old run
+        if is_main_process():
+            self._set_aside_old_run()
+        barrier()
 
     def _set_aside_old_run(self) -> None:
-        """A new run in a used folder must not later resume from the old one."""
-        if is_main_process():
-            folder = Path(self.work_dir)
-            (folder / POINTER).unlink(missing_ok=True)
-            for old in (folder / LOG, folder / FINAL):
-                if old.is_file():
-                    old.rename(old.with_stem(f"{old.stem}_before_{self.timestamp}"))
-        barrier()
+        """A new run in a used folder neither resumes from the old one nor writes over it."""
+        folder = Path(self.work_dir)
+        patterns = (POINTER, LOG, FINAL, "best.pth", "epoch_*.pth", "iter_*.pth")
+        old = [path for pattern in patterns for path in folder.glob(pattern)]
+        if not old:
+            return
+        aside = folder / f"before_{self.timestamp}"
+        aside.mkdir(exist_ok=True)
+        for path in old:
+            path.rename(aside / path.name)
+        self.logger.warning(
+            f"{folder} held another run, now in {aside}; to go on with it, --resume with "
+            f"--work-dir {aside}"
+        )
 
     def resume(self, filename, *args, **kwargs) -> None:
         """Continue where the checkpoint ``filename`` was written.
@@ -262,15 +298,45 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
 
     Raises:
         FileNotFoundError: no such file.
+        ValueError: it is no config, or a name at its top level is misspelt or without effect.
     """
     if isinstance(cfg, (str, Path)):
         if not Path(cfg).is_file():
             raise FileNotFoundError(f"no config {str(cfg)!r}; those delivered lie in configs/")
-        cfg = Config.fromfile(cfg)
+        try:
+            cfg = Config.fromfile(cfg)
+        except Exception as error:  # a config is a program: anything can go wrong in it
+            raise ValueError(
+                f"config {cfg} cannot be read ({type(error).__name__}: {error})"
+            ) from error
     else:
         cfg = copy.deepcopy(cfg)
+    for name in cfg_options or {}:
+        if name.split(".")[0] not in PARTS:
+            raise ValueError(
+                f"--cfg-options sets {name!r}, which would change nothing: a name must begin with "
+                f"one of {', '.join(PARTS)}"
+            )
     cfg.merge_from_dict(cfg_options or {})
+    for name in cfg:
+        close = get_close_matches(name, PARTS, 1, 0.88)
+        if name not in PARTS and close:
+            raise ValueError(
+                f"{cfg.filename} sets {name!r}, which means nothing; did you mean {close[0]!r}? (a "
+                "variable of your own needs a name less like it)"
+            )
     return cfg
+
+
+def model_config(cfg: Config) -> ConfigDict:
+    """The model's part of a config.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not cfg.get("model"):
+        raise ValueError(f"{cfg.filename} has no model: it must set model = dict(type=...)")
+    return cfg.model
 
 
 def build_runner(
@@ -292,8 +358,13 @@ def build_runner(
         launcher: 'none', or 'pytorch' under torchrun.
         cfg_options: single values to replace in the config.
         checkpoint: weights to load.
+
+    Raises:
+        ValueError: the config has no model, or trains for no number of epochs.
+        KeyError: the type of the optimizer is unknown.
     """
     cfg = load_config(cfg, cfg_options)
+    model_config(cfg)
     name = Path(cfg.filename).stem if cfg.filename else "run"
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs") / name)
     cfg.setdefault("default_scope", SCOPE)
@@ -303,10 +374,16 @@ def build_runner(
     if cfg.get("randomness", {}).get("seed") is None:
         cfg.randomness = {**cfg.get("randomness", {}), "seed": 0}
     if cfg.get("optim_wrapper"):
+        kind = cfg.optim_wrapper.optimizer.type
+        if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+            raise KeyError(f"{kind} is not in the optimizer registry")  # mmengine would not say so
         cfg.optim_wrapper.type = "CheckedOptimWrapper"
         if amp:
             cfg.optim_wrapper.precision = "bfloat16"
     _complete_phases(cfg)
+    epochs = (cfg.get("train_cfg") or {"max_epochs": 1}).get("max_epochs")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"train_cfg.max_epochs is {epochs!r}; it must be 1 or more")
     distributed.start(launcher)
     cfg.experiment_name = f"{name}_{next(_RUNNERS)}"  # mmengine shares loggers of one name
     return Runner.from_cfg(cfg)
@@ -322,3 +399,5 @@ def _complete_phases(cfg: Config) -> None:
     for phase in ("val", "test"):
         missing = cfg.get(f"{phase}_dataloader") is None
         cfg[f"{phase}_cfg"] = None if missing else cfg.get(f"{phase}_cfg") or {}
+        if missing:
+            cfg[f"{phase}_evaluator"] = None

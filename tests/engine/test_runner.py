@@ -125,7 +125,9 @@ def test_a_new_run_does_not_resume_from_the_old_one_in_its_folder(tmp_path):
     with pytest.raises(NotFiniteError):
         runner.train()
     assert latest_checkpoint(tmp_path) is None or latest_checkpoint(tmp_path).name != "epoch_1.pth"
-    assert [p.name for p in tmp_path.glob("log_before_*")]
+    (aside,) = tmp_path.glob("before_*")
+    assert latest_checkpoint(aside).name == "epoch_1.pth"
+    assert {"log.jsonl", "final.pth", "best.pth"} <= {path.name for path in aside.iterdir()}
 
 
 def test_resume_refuses_another_batch_size(tmp_path):

@@ -1,0 +1,318 @@
+"""What a user's mistakes and broken files meet: one line that names them, or a counted drop."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from sparse3d.datasets.kitti import KittiDataset
+from sparse3d.engine.checkpoints import save_atomic
+from sparse3d.engine.hooks import latest_checkpoint
+from sparse3d.engine.optim import NotFiniteError
+from sparse3d.engine.runner import build_runner, load_config
+from sparse3d.models.detector import VoxelDetector
+from sparse3d.registry import MODELS
+from tests.tools.test_train_and_test import CONFIG as TOY
+from tests.tools.test_train_and_test import ROOT, tool
+
+INF, NAN = float("inf"), float("nan")
+
+# ---------------------------------------------------------------------- files
+
+LABEL = "{} 0 0 0 500 150 600 210 1.5 1.6 3.9 1 1.5 {} 0.1\n"
+MATRICES = {
+    "P2": "700 0 600 0 0 700 180 0 0 0 1 0",
+    "R0_rect": "1 0 0 0 1 0 0 0 1",
+    "Tr_velo_to_cam": "0 -1 0 0 0 0 -1 0 1 0 0 0",
+}
+SETTINGS = f"""
+_base_ = ["{ROOT}/configs/_base_/runtime.py", "{ROOT}/configs/_base_/schedule_onecycle.py"]
+class_names = ["Car", "Pedestrian"]
+point_range = [0, -8, -2, 16, 8, 2]
+model = dict(
+    type="VoxelDetector", point_range=point_range, voxel_size=[1, 1, 4], class_names=class_names,
+    encoder=dict(type="DynamicEncoder", channels=[8], pillar=True),
+    backbone=dict(type="DSVT", channels=8, blocks=1, window=[8, 8, 1], set_size=8, heads=2),
+    bev_backbone=dict(
+        type="BEVBackbone", layer_nums=[1], strides=[1], channels=[8], up_strides=[1],
+        up_channels=[8],
+    ),
+    head=dict(type="CenterHead", shared_channels=8),
+)
+dataset = dict(
+    type="KittiDataset", data_root="FOLDER", class_names=class_names, point_range=point_range
+)
+shuffled, ordered = (dict(type="DefaultSampler", shuffle=shuffle) for shuffle in (True, False))
+train_dataloader = dict(batch_size=2, num_workers=0, sampler=shuffled, dataset=dataset)
+val_dataloader = dict(batch_size=2, num_workers=0, sampler=ordered, dataset=dataset)
+val_evaluator = dict(type="KittiMetric")
+train_cfg = dict(max_epochs=1)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two frames in KITTI's format, and a config of a small detector on them."""
+    draw = np.random.default_rng(0)
+    for name in ("velodyne", "calib", "label_2"):
+        (tmp_path / name).mkdir()
+    for frame in ("000000", "000001"):
+        cloud = draw.uniform([4, -2, -2, 0], [16, 2, 2, 1], (120, 4)).astype(np.float32)
+        cloud.tofile(tmp_path / f"velodyne/{frame}.bin")
+        text = "".join(f"{key}: {row}\n" for key, row in MATRICES.items())
+        (tmp_path / f"calib/{frame}.txt").write_text(text)
+        rows = LABEL.format("Car", 8) + LABEL.format("Pedestrian", 10)
+        (tmp_path / f"label_2/{frame}.txt").write_text(rows)
+    (tmp_path / "config.py").write_text(SETTINGS.replace("FOLDER", str(tmp_path)))
+    return tmp_path
+
+
+@pytest.fixture
+def weights(folder):
+    """Initial weights of the folder's model."""
+    torch.manual_seed(0)
+    model = MODELS.build(load_config(folder / "config.py").model)
+    save_atomic({"state_dict": model.state_dict()}, folder / "weights.pth")
+    return folder / "weights.pth"
+
+
+def cut_points(folder):
+    path = folder / "velodyne/000001.bin"
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def edit_points(change):
+    def damage(folder):
+        path = folder / "velodyne/000001.bin"
+        cloud = np.fromfile(path, np.float32).reshape(-1, 4)
+        change(cloud).astype(np.float32).tofile(path)
+
+    return damage
+
+
+def put(row, column, value):
+    def change(cloud):
+        cloud[row, column] = value
+        return cloud
+
+    return change
+
+
+def edit(part, old, new):
+    def damage(folder):
+        path = folder / part / "000001.txt"
+        path.write_text(path.read_text().replace(old, new))
+
+    return damage
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+DROPPED = {
+    "NaN point": (edit_points(put(3, 0, NAN)), r"000001.bin: 1 of \d+ points are NaN"),
+    "infinite intensity": (edit_points(put(3, 3, INF)), r"000001.bin: 1 of \d+ points are NaN"),
+    "no point": (edit_points(lambda cloud: cloud[:0]), "000001.bin holds no points"),
+    "out of range": (edit_points(lambda cloud: cloud * 10), "none of its .* in point_range"),
+    "out of sight": (edit_points(lambda cloud: -cloud), "none of its .* in the picture"),
+    "negative size": (edit("label_2", "1.5 1.6 3.9", "1.5 -1.6 3.9"), "2 of 2 boxes .*: dropped"),
+    "NaN size": (edit("label_2", "3.9 1 1.5 8 ", "nan 1 1.5 8 "), "1 of 2 boxes .*: dropped"),
+    "empty label file": (lambda folder: (folder / "label_2/000001.txt").write_text(""), None),
+}
+
+
+@pytest.mark.parametrize("case", DROPPED)
+def test_what_can_be_dropped_is_counted_and_trained_on(folder, case):
+    damage, message = DROPPED[case]
+    damage(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sample = KittiDataset(folder, ["Car", "Pedestrian"], point_range=[0, -8, -2, 16, 8, 2])[1]
+    assert len(caught) == (message is not None)
+    assert all(re.search(message, str(warning.message)) for warning in caught)
+    assert sample.points.isfinite().all() and (sample.boxes.sizes > 0).all()
+    assert len(sample.boxes) == len(sample.labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tool("train", folder / "config.py", "--work-dir", folder / "run")  # and it is evaluated
+    assert (folder / "run/final.pth").is_file()
+
+
+TYPO = "did you mean"
+DAMAGED = {
+    "cut points": (cut_points, r"000001.bin has \d+ bytes, no whole number of rows"),
+    "label of words": (edit("label_2", "3.9", "long"), r"label_2/000001.txt cannot be read"),
+    "short label": (edit("label_2", " 0.1\n", "\n"), r"label_2/000001.txt, line 1 has 14 values"),
+    "binary label": (
+        lambda folder: (folder / "label_2/000001.txt").write_bytes(bytes(range(128, 200))),
+        r"label_2/000001.txt cannot be read",
+    ),
+    "missing label": (remove("label_2/000001.txt"), "'000001' has no boxes"),
+    "missing calibration": (remove("calib/000001.txt"), "000001 .* no calibration"),
+    "other calibration": (edit("calib", "P2", "P9"), r"calib/000001.txt has 0 values for P2"),
+    "singular calibration": (edit("calib", "0 -1 0 0", "0 0 0 0"), "no invertible matrix"),
+}
+
+
+@pytest.mark.parametrize(("case", "workers"), [*((case, 0) for case in DAMAGED), ("cut points", 1)])
+def test_damaged_files_are_named_in_one_line(folder, case, workers):
+    damage, message = DAMAGED[case]
+    damage(folder)
+    options = ("--cfg-options", f"train_dataloader.num_workers={workers}")
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+        tool("train", folder / "config.py", "--work-dir", folder / "run", *options)
+    assert "Traceback" not in str(error.value) and "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------- tools
+
+MISTAKES = {
+    "missing data": ("train_dataloader.dataset.data_root=/nowhere", "'/nowhere' is no folder"),
+    "unknown model": ("model.type=VoxelDetectr", f"{TYPO} 'VoxelDetector'"),
+    "unknown head": ("model.head.type=CenterHed", f"{TYPO} 'CenterHead'"),
+    "unknown data set": ("train_dataloader.dataset.type=KitiDataset", f"{TYPO} 'KittiDataset'"),
+    "unknown optimizer": ("optim_wrapper.optimizer.type=AdamWW", f"{TYPO} 'AdamW'"),
+    "unknown setting": ("model.head.shared_chanels=8", f"{TYPO} 'shared_channels'"),
+    "unknown data setting": ("train_dataloader.dataset.splt=a", f"{TYPO} 'split'"),
+    "unknown loader setting": ("train_dataloader.batch_sise=1", "has no setting 'batch_sise'"),
+    "unknown hook setting": ("default_hooks.checkpoint.intervall=1", f"{TYPO} 'interval'"),
+    "unknown part": ("optim_wraper.optimizer.lr=1", "would change nothing"),
+    "variable": ("class_names=[Car]", "would change nothing"),
+    "class in no label": ("train_dataloader.dataset.class_names=[Cars]", "in no label of .*'Car'"),
+    "other classes": ("model.class_names=[Car]", "same class_names"),
+    "no epochs": ("train_cfg.max_epochs=0", "max_epochs is 0"),
+    "broken range": ("model.voxel_size=[0.3,1,4]", "nearest range that is"),
+    "wide points": ("model.point_channels=9", "4 columns; the model takes 9"),
+    "no model": ("model=None", "has no model"),
+    "diverging": ("optim_wrapper.optimizer.lr=1e30", "not finite"),
+    "missing weights": ("load_from=/nowhere.pth", "/nowhere.pth does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_in_a_config_are_said_in_one_line(folder, case):
+    option, message = MISTAKES[case]
+    arguments = ("--work-dir", folder / "run", "--cfg-options", "train_cfg.max_epochs=3", option)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+        tool("train", folder / "config.py", *arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = dict(type=\n", "SyntaxError"),
+        ("model = dict(type=foo)\n", "NameError: name 'foo'"),
+        ('_base_ = ["missing.py"]\n', r"missing\.py"),
+        ("train_dataloder = dict()\n", "'train_dataloder', which means nothing; did you mean"),
+        ('custom_imports = dict(imports=["no_such_module"])\n', "no_such_module"),
+        ("", "has no"),
+        (None, "no config"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train", "test", "visualize", "prepare_data", "convert"])
+def test_broken_configs_are_said_in_one_line(tmp_path, monkeypatch, name, text, message):
+    monkeypatch.chdir(tmp_path)
+    config, any_weights = tmp_path / "config.py", tmp_path / "weights.pth"
+    if text is not None:
+        config.write_text(text)
+    save_atomic({"a": torch.zeros(1)}, any_weights)
+    arguments = {
+        "train": (config,),
+        "test": (config, any_weights),
+        "visualize": (config, any_weights),
+        "prepare_data": ("check", config),
+        "convert": (any_weights, "out.pth", "--config", config),
+    }[name]
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+        tool("convert_checkpoint" if name == "convert" else name, *arguments)
+    assert "Traceback" not in str(error.value)
+
+
+def spoil(value):
+    def damage(path):
+        content = torch.load(path, weights_only=True)
+        next(iter(content["state_dict"].values())).fill_(value)
+        torch.save(content, path)
+
+    return damage
+
+
+def cut(share):
+    return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+WEIGHTS = {
+    "cut": (cut(0.5), (), r"weights.pth .*cannot be read: it is cut off"),
+    "nearly whole": (cut(0.98), (), r"weights.pth .*cannot be read: it is cut off"),
+    "empty": (cut(0), (), r"weights.pth \(0 bytes\) cannot be read"),
+    "NaN": (spoil(NAN), (), "hold NaN or infinity"),
+    "infinite": (spoil(INF), (), "hold NaN or infinity"),
+    "missing": (lambda path: path.unlink(), (), "does not exist"),
+    "of another model": (
+        lambda path: None,
+        ("--cfg-options", "model.head.shared_channels=16"),
+        r"does not fit VoxelDetector; nothing was loaded:\n  \d+ of another shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["test", "visualize"])
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_weights_that_cannot_be_used_are_named(folder, weights, case, name):
+    damage, options, message = WEIGHTS[case]
+    damage(weights)
+    where = ("--work-dir", folder / "run") if name == "test" else ("--out", folder / "a.png")
+    with pytest.raises(SystemExit, match=f"(?s)^error: .*{message}") as error:
+        tool(name, folder / "config.py", weights, *where, *options)
+    assert "Traceback" not in str(error.value)
+
+
+def test_wrong_arguments_are_said_in_one_line(folder, weights, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    wrong = {
+        "index is 99": ("visualize", "config.py", "--index", 99),
+        "has no test_dataloader": ("visualize", "config.py", "--split", "test"),
+        "torch.distributed.run": ("train", "config.py", "--launcher", "pytorch"),
+        "sensor is 'nope'": ("prepare_data", "world", "--sensor", "nope", "--root", folder / "w"),
+        "must be 0 or more": ("prepare_data", "world", "--train", -3, "--root", folder / "w"),
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(SystemExit, match=f"^error: .*({message})"):
+            tool(*arguments)
+    with pytest.raises(SystemExit):
+        tool("train", "config.py", "--cfg-options", "lr")
+    assert "takes key.inner=value pairs, not 'lr'" in capsys.readouterr().err
+
+
+def test_no_database_is_made_of_classes_in_no_label(folder):
+    option = "train_dataloader.dataset.class_names=[Cars]"
+    arguments = ("database", folder / "config.py", "--out", folder / "objects")
+    with pytest.raises(SystemExit, match=r"^error: .*in no label"):
+        tool("prepare_data", *arguments, "--cfg-options", option)
+
+
+def test_a_fault_of_the_programs_keeps_its_traceback(folder, monkeypatch):
+    def broken(*_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(VoxelDetector, "raw", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        tool("train", folder / "config.py", "--work-dir", folder / "run")
+
+
+def test_running_statistics_that_are_not_finite_are_never_saved(tmp_path):
+    runner = build_runner(TOY, tmp_path)
+    runner.train()
+    kept = (tmp_path / "final.pth").read_bytes()
+    runner = build_runner(TOY, tmp_path, resume=True, cfg_options={"train_cfg.max_epochs": 4})
+    runner.model.layers[1].running_var.fill_(INF)  # as one overflow in a forward pass leaves it
+    runner.load_or_resume = lambda: None
+    with pytest.raises(NotFiniteError, match=r"running_var: .* is not written"):
+        runner.train()
+    assert (tmp_path / "final.pth").read_bytes() == kept
+    assert latest_checkpoint(tmp_path).name == "epoch_3.pth"
