@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from sparse3d.datasets.kitti import KittiDataset
+from sparse3d.datasets.nuscenes_tables import read_tables
+from sparse3d.datasets.sampling import ObjectDatabase
+from sparse3d.datasets.world import WorldStreets
 from sparse3d.engine.checkpoints import save_atomic
 from sparse3d.engine.hooks import latest_checkpoint
 from sparse3d.engine.optim import NotFiniteError
@@ -165,6 +168,25 @@ def test_damaged_files_are_named_in_one_line(folder, case, workers):
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
         tool("train", folder / "config.py", "--work-dir", folder / "run", *options)
     assert "Traceback" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_archives_and_tables_are_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    frame, info = tmp_path / "train/000000.npz", tmp_path / "info.json"
+    np.savez(frame, points=np.zeros((9, 4), np.float32))
+    info.write_text('{"kinds": ["car"]}')
+    world = WorldStreets(tmp_path, class_names=["car"])
+    cut(0.5)(frame)
+    with pytest.raises(ValueError, match=r"000000\.npz cannot be read"):
+        world[0]
+    with pytest.raises(ValueError, match=r"000000\.npz cannot be read"):
+        ObjectDatabase.open(frame)
+    cut(0.5)(info)
+    with pytest.raises(ValueError, match=r"info\.json cannot be read"):
+        WorldStreets(tmp_path, class_names=["car"])
+    (tmp_path / "sensor.json").write_text('[{"token":')
+    with pytest.raises(ValueError, match=r"sensor\.json cannot be read"):
+        read_tables(tmp_path, None, 0)
 
 
 # ---------------------------------------------------------------------- tools
