@@ -29,10 +29,7 @@ if [ -e "$WORK_DIR/final.pth" ]; then
   echo "already trained: $WORK_DIR/final.pth"
 else
   RESUME=$([ ! -e "$WORK_DIR/last_checkpoint" ] || echo --resume)
-  # Two processes of one sample each keep two cores busier than two threads of one process do.
-  OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "$RUN" -m torch.distributed.run --standalone \
-    --nproc_per_node=2 tools/train.py "$CONFIG" --work-dir "$WORK_DIR" --launcher pytorch \
-    --cfg-options train_dataloader.batch_size=1 $RESUME
+  "$RUN" tools/train.py "$CONFIG" --work-dir "$WORK_DIR" $RESUME
 fi
 
 say "4/5  testing on unseen streets"
