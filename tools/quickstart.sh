@@ -22,7 +22,8 @@ say "1/5  the world: streets, cars, trucks, cyclists and pedestrians, seen by a 
 "$RUN" tools/prepare_data.py database "$CONFIG"
 
 say "2/5  a look at the data before training on it"
-"$RUN" tools/prepare_data.py check "$CONFIG"
+"$RUN" tools/prepare_data.py check "$CONFIG" \
+  --cfg-options train_dataloader.dataset.limit=100
 
 say "3/5  training"
 if [ -e "$WORK_DIR/final.pth" ]; then

@@ -130,7 +130,7 @@ class PointLayer(nn.Module):
         hidden = F.linear(rows, weight[:, :own])
         if shared is not None:
             hidden = hidden + segment_expand(F.linear(shared, weight[:, own:]), index)
-        return F.relu(self.norm(hidden))
+        return self.norm(hidden, relu=True)
 
 
 @MODELS.register_module()
