@@ -21,7 +21,7 @@ augmentation = [
         database=data_root + "/database",
         counts=dict(car=0, truck=6, cyclist=10, pedestrian=12),
         min_points=5,
-        stop_epoch=6,
+        stop_epoch=5,
     ),
     dict(type="RandomFlip"),
     dict(type="RandomRotation"),

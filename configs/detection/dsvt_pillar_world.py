@@ -9,7 +9,7 @@ _base_ = [
 model = dict(
     type="VoxelDetector",
     point_range={{_base_.point_range}},
-    voxel_size=[0.4, 0.4, 8],
+    voxel_size=[0.32, 0.32, 8],
     class_names={{_base_.class_names}},
     encoder=dict(type="DynamicEncoder", channels=[64], pillar=True),
     backbone=dict(type="DSVT", channels=64, blocks=2, window=[12, 12, 1], set_size=36, heads=4),
@@ -25,10 +25,10 @@ model = dict(
         type="CenterHead",
         shared_channels=64,
         num_convs=2,
-        box_weight=1.0,
+        box_weight=0.25,
         decoding=dict(nms_threshold=0.2, nms_pre_max=500, nms_post_max=100),
     ),
 )
 
 optim_wrapper = dict(precision="auto")
-train_cfg = dict(max_epochs=7)
+train_cfg = dict(max_epochs=6)

@@ -39,4 +39,4 @@ model = dict(
 )
 
 optim_wrapper = dict(precision="auto")
-train_cfg = dict(max_epochs=7)
+train_cfg = dict(max_epochs=6)
