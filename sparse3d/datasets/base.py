@@ -225,9 +225,10 @@ def above_range(positions: Tensor, point_range: Sequence[float]) -> Tensor:
 
 
 def select_points(sample: Sample, keep: Tensor) -> Sample:
-    """The sample with the points (and their flow) at ``keep``: a mask [P] or rows."""
+    """The sample with the points (their flow and instances) at ``keep``: a mask [P] or rows."""
     flow = None if sample.flow is None else sample.flow[keep]
-    return replace(sample, points=sample.points[keep], flow=flow)
+    instance = None if sample.instance is None else sample.instance[keep]
+    return replace(sample, points=sample.points[keep], flow=flow, instance=instance)
 
 
 def crop(sample: Sample, inside: Tensor, place: str) -> Sample:
@@ -243,9 +244,13 @@ def crop(sample: Sample, inside: Tensor, place: str) -> Sample:
 
 def select_boxes(sample: Sample, keep: Tensor) -> Sample:
     """The sample with the boxes, labels and names where ``keep`` [N] bool is true."""
-    names = sample.names
+    names, instance = sample.names, sample.instance
+    if instance is not None:
+        rows = torch.where(keep, keep.cumsum(0) - 1, -1)
+        instance = torch.cat([rows, rows.new_tensor([-1])])[instance]
     return replace(
         sample,
+        instance=instance,
         boxes=sample.boxes[keep],
         labels=None if sample.labels is None else sample.labels[keep],
         names=None if names is None else [n for n, k in zip(names, keep.tolist()) if k],

@@ -23,6 +23,7 @@ class Sample:
         images: image of each camera by name, uint8 [H, W, 3] RGB.
         text: a sentence.
         flow: [P, 3] motion of each point, metres.
+        instance: [P] int64 row of the box that each point belongs to, -1 for none.
         meta: plain data: 'sample_id', 'lidar_path', and what evaluation needs.
     """
 
@@ -34,6 +35,7 @@ class Sample:
     images: dict[str, Any] = field(default_factory=dict)
     text: str | None = None
     flow: Tensor | None = None
+    instance: Tensor | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -64,10 +66,10 @@ class Sample:
         return str(self.meta.get("sample_id", "unnamed"))
 
     def to(self, device: str | torch.device) -> "Sample":
-        """The sample with points, boxes, labels and flow on ``device``."""
+        """The sample with points, boxes, labels, flow and instances on ``device``."""
         moved = {
             name: value.to(device)
-            for name in ("points", "boxes", "labels", "flow")
+            for name in ("points", "boxes", "labels", "flow", "instance")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
