@@ -2,8 +2,9 @@
 
 from .boxes import Boxes, wrap_angle
 from .cameras import Camera
+from .grid import IndexCache, VoxelGrid
 from .sample import Batch, Detections, Sample, collate
-from .voxels import IndexCache, SparseVoxels, VoxelGrid
+from .voxels import SparseVoxels
 
 __all__ = [
     "Batch",

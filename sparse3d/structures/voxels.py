@@ -6,108 +6,18 @@ Coordinate spaces, by name:
     coords  cells of the present stride: base cells [c * stride, (c + 1) * stride) per axis
 """
 
-import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparse3d.ops.keys import KeySpace, find_sorted
-from sparse3d.ops.voxelize import segment_reduce, voxelize
+from sparse3d.ops.voxelize import segment_expand, segment_reduce, voxelize
 
-MOST_CELLS = 2**31 - 1  # along an axis: coordinates are int32
+from .grid import IndexCache, VoxelGrid
+
 DUPLICATE_RULES = ("error", "first", "mean", "sum", "max")
-
-
-@dataclass(frozen=True)
-class VoxelGrid:
-    """A regular grid in the world. x first.
-
-    Attributes:
-        voxel_size: edge lengths of a cell, metres.
-        origin: lower corner of cell (0, 0, 0), metres.
-        shape: number of cells along x, y, z, or None: unbounded, negative cells are legal.
-    """
-
-    voxel_size: tuple[float, ...]
-    origin: tuple[float, ...]
-    shape: tuple[int, ...] | None = None
-
-    def __post_init__(self):
-        if any(not 0 < size < math.inf for size in self.voxel_size):
-            raise ValueError(f"voxel_size is {self.voxel_size}; every edge must be positive")
-        cells = (1,) * len(self.voxel_size) if self.shape is None else self.shape
-        if not len(self.voxel_size) == len(self.origin) == len(cells) or min(cells) < 1:
-            raise ValueError(
-                f"voxel_size {self.voxel_size}, origin {self.origin} and shape {self.shape} must "
-                "have one number per axis, and a shape at least one cell"
-            )
-        if max(cells) > MOST_CELLS:
-            raise ValueError(
-                f"the grid has {max(cells)} cells along an axis, {MOST_CELLS} are possible; use a "
-                "smaller range or larger voxels"
-            )
-
-    @classmethod
-    def from_range(cls, point_range: Sequence[float], voxel_size: Sequence[float]) -> "VoxelGrid":
-        """The grid that fills ``point_range`` (x0, y0, z0, x1, y1, z1) in metres.
-
-        Raises:
-            ValueError: a side is empty or no whole number of voxels; names the nearest that is.
-        """
-        dims = len(voxel_size)
-        low, high = point_range[:dims], point_range[dims:]
-        if len(point_range) != 2 * dims or not all(map(math.isfinite, (*point_range, *voxel_size))):
-            raise ValueError(
-                f"point_range is {list(point_range)} and voxel_size {list(voxel_size)}; low and "
-                "high end of each axis (x0, y0, z0, x1, y1, z1) and as many edges are needed"
-            )
-        shape, suggestion = [], list(point_range)
-        for axis, (least, most, size) in enumerate(zip(low, high, voxel_size)):
-            if not size > 0 or not most > least:
-                raise ValueError(
-                    f"point_range {list(point_range)} and voxel_size {list(voxel_size)}: every "
-                    "high end must lie above its low end, and every edge be positive"
-                )
-            cells = (most - least) / size
-            whole = max(round(cells), 1)
-            suggestion[dims + axis] = round(least + whole * size, 6)
-            shape.append(whole if abs(cells - whole) < 1e-3 else 0)
-        if not all(shape):
-            raise ValueError(
-                f"point_range {list(point_range)} is no whole number of voxels of "
-                f"{list(voxel_size)} m; the nearest range that is: {suggestion}"
-            )
-        return cls(tuple(map(float, voxel_size)), tuple(map(float, low)), tuple(shape))
-
-    @property
-    def point_range(self) -> tuple[float, ...] | None:
-        """(x0, y0, z0, x1, y1, z1) in metres; None when unbounded."""
-        if self.shape is None:
-            return None
-        high = (o + n * s for o, n, s in zip(self.origin, self.shape, self.voxel_size))
-        return (*self.origin, *high)
-
-
-class IndexCache:
-    """What has been computed for one set of coordinates: kernel maps, window sets, key tables.
-
-    Write-once: ``get`` computes a missing entry and never changes one that is there. Every tensor
-    with the same coordinates shares the cache, so a layer pays only once per topology.
-    """
-
-    def __init__(self):
-        self._entries: dict[Hashable, Any] = {}
-
-    def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        if key not in self._entries:
-            self._entries[key] = compute()
-        return self._entries[key]
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,6 +252,27 @@ class SparseVoxels:
             self, features=self.features[mask], coords=self.coords[mask], cache=IndexCache()
         )
 
+    def best(self, scores: Tensor, limit: int) -> Tensor:
+        """Mask [N] of the ``limit`` rows of highest ``scores`` [N] in each sample.
+
+        Equal scores are decided by the coordinates, the smaller first.
+        """
+        order = scores.argsort(descending=True, stable=True)
+        order = order[self.batch_index[order].argsort(stable=True)]
+        counts = torch.bincount(self.batch_index, minlength=self.batch_size)
+        first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        mask = torch.zeros(len(self), dtype=torch.bool, device=self.device)
+        mask[order[torch.arange(len(self), device=self.device) - first < limit]] = True
+        return mask
+
+    def complete(self, other: "SparseVoxels") -> "SparseVoxels":
+        """Cells of either; the features of ``other`` only where this has no voxel.
+
+        Raises:
+            ValueError: strides, channels or batch sizes differ.
+        """
+        return self.union(other.prune(self.lookup(other.coords) < 0))
+
     def union(self, other: "SparseVoxels") -> "SparseVoxels":
         """Cells of either; features are summed on shared cells.
 
@@ -418,6 +349,10 @@ class SparseVoxels:
         rows[inside] = find_sorted(keys, space.keys(coords[inside]))
         return rows
 
+    def features_at(self, coords: Tensor) -> Tensor:
+        """Features [M, C] at foreign ``coords`` [M, 1+D] of this stride; 0 where no voxel is."""
+        return segment_expand(self.features, self.lookup(coords))
+
     def sample_at(self, points: Tensor, batch_index: Tensor) -> Tensor:
         """Trilinear features [M, C] at world ``points`` [M, D].
 
@@ -427,17 +362,25 @@ class SparseVoxels:
         size = points.new_tensor(self.grid.voxel_size)
         origin = points.new_tensor(self.grid.origin)
         stride = points.new_tensor(self.stride, dtype=points.dtype)
-        position = (points - origin) / size / stride
+        return self._trilinear((points - origin) / size / stride, batch_index)
+
+    def sample_cells(self, coords: Tensor, stride: Sequence[int]) -> Tensor:
+        """As ``sample_at``, at the cells ``coords`` [M, 1+D] of another ``stride``: no metres."""
+        ratio = torch.tensor(stride, device=self.device) / torch.tensor(
+            self.stride, device=self.device
+        )
+        return self._trilinear(coords[:, 1:] * ratio, coords[:, 0])
+
+    def _trilinear(self, position: Tensor, batch_index: Tensor) -> Tensor:
+        """Features [M, C] at ``position`` [M, D] in cells of this stride."""
         base = position.floor()
         fraction = position - base
-        result = self.features.new_zeros(len(points), self.channels)
+        result = self.features.new_zeros(len(position), self.channels)
         for corner in range(2**self.dims):
-            step = points.new_tensor([(corner >> axis) & 1 for axis in range(self.dims)])
+            step = position.new_tensor([(corner >> axis) & 1 for axis in range(self.dims)])
             weight = (1 - (step - fraction).abs()).prod(1, keepdim=True)
             cell = torch.cat([batch_index[:, None].int(), (base + step).int()], 1)
-            rows = self.lookup(cell)
-            value = self.features[rows.clamp(min=0)] if len(self) else result
-            result = result + torch.where(rows[:, None] >= 0, value * weight, 0.0)
+            result = result + self.features_at(cell) * weight
         return result
 
     def _keys(self) -> tuple[KeySpace, Tensor]:

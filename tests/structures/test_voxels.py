@@ -293,3 +293,52 @@ def test_a_frozen_structure():
     with pytest.raises(AttributeError):
         some_voxels().features = torch.zeros(0)
     assert sorted_coords([[0, 1], [0, 0]]).tolist() == [[0, 0], [0, 1]]
+
+
+# ---------------------------------------------------------------------- selection and completion
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 30))
+def test_best_keeps_the_highest_of_each_sample_and_ties_fall_to_the_smaller_cell(seed, limit):
+    x = some_voxels(seed % 7, channels=1)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 4, (len(x),), generator=generator).float()
+    mask = x.best(scores, limit)
+    for sample in range(x.batch_size):
+        rows = (x.batch_index == sample).nonzero().squeeze(1).tolist()
+        wanted = sorted(rows, key=lambda row: (-scores[row], row))[:limit]
+        assert sorted(wanted) == [row for row in rows if mask[row]]
+
+
+def test_best_of_nothing_is_nothing():
+    x = SparseVoxels.empty(2, UNBOUNDED, 2)
+    assert x.best(torch.zeros(0), 3).shape == (0,)
+
+
+def test_complete_appends_only_what_is_missing_and_keeps_gradients():
+    one = voxels([[0, 0, 0, 0], [1, 2, 2, 2]], torch.tensor([[1.0], [2.0]]))
+    values = torch.tensor([[5.0], [6.0], [7.0]], requires_grad=True)
+    other = voxels([[0, 0, 0, 0], [0, -3, 0, 0], [2, 0, 0, 0]])
+    other = other.replace(values)
+    both = one.complete(other)
+    assert both.coords.tolist() == [[0, -3, 0, 0], [0, 0, 0, 0], [1, 2, 2, 2], [2, 0, 0, 0]]
+    assert both.features[:, 0].tolist() == [5.0, 1.0, 2.0, 7.0]
+    both.features.sum().backward()
+    assert values.grad[:, 0].tolist() == [1.0, 0.0, 1.0]
+    assert one.complete(one.prune(torch.zeros(2, dtype=torch.bool))).same_cells(one)
+
+
+def test_features_at_reads_known_cells_and_zero_elsewhere():
+    x = voxels([[0, 1, 0, 0], [1, 2, 0, 0]], torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+    asked = torch.tensor([[1, 2, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]).int()
+    assert x.features_at(asked).tolist() == [[5, 6], [0, 0], [3, 4], [3, 4]]
+    assert SparseVoxels.empty(2, UNBOUNDED, 2).features_at(asked).tolist() == [[0, 0]] * 4
+
+
+def test_cells_of_a_finer_stride_are_sampled_as_their_world_positions_are():
+    grid = VoxelGrid((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    coarse = voxels(random_coords(seed=3), grid=grid, batch=2, stride=(4, 4, 4))
+    fine = random_coords((18, 16, 14), seed=4)
+    expected = coarse.sample_at(fine[:, 1:] * 2.0, fine[:, 0])
+    torch.testing.assert_close(coarse.sample_cells(fine, (2, 2, 2)), expected)
