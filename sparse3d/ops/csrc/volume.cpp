@@ -1,0 +1,285 @@
+// Alpha compositing of rays through many small voxel grids: the weight of every node in every ray.
+// Boxes are independent and a box's rays are added in order: bits do not depend on the threads.
+#include "common.h"
+
+#include <math.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define WIDE
+#endif
+
+struct Settings {
+  double near, far, interval, shift, threshold, stop;
+};
+
+// One batch of boxes [m], each with `rays` rays and shape[0..2] nodes.
+template <class T>
+struct Boxes {
+  const T *origins, *directions, *lower, *upper, *density;
+  const uint8_t* mask;
+  const T* step;
+  int64_t m, rays;
+  int64_t shape[3];
+  Settings set;
+  int64_t nodes() const { return shape[0] * shape[1] * shape[2]; }
+};
+
+// The samples of one ray that lie in the box, in arrays of their own so that loops are wide.
+template <class T>
+struct Samples {
+  std::vector<T> fraction[3], softplus, slope;
+  std::vector<int32_t> corner, number, near;
+  int64_t count = 0;
+  void reserve(int64_t n) {
+    if ((int64_t)softplus.size() >= n) return;
+    for (auto* v : {&fraction[0], &fraction[1], &fraction[2], &softplus, &slope}) v->resize(n);
+    for (auto* v : {&corner, &number, &near}) v->resize(n);
+  }
+};
+
+// log(1 + exp(x)) and its slope. In float: exp and log by polynomials, good to 2e-7 relative.
+WIDE void soften(float* __restrict x, float* __restrict slope, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float a = std::min(fabsf(x[i]), 80.f);
+    const float t = -a * 1.44269504f;
+    const float whole = floorf(t);
+    const float f = (t - whole - 0.5f) * 0.693147181f;  // -0.347 .. 0.347
+    float p = 1.f / 5040;
+    p = p * f + 1.f / 720;
+    p = p * f + 1.f / 120;
+    p = p * f + 1.f / 24;
+    p = p * f + 1.f / 6;
+    p = p * f + 0.5f;
+    p = p * f + 1.f;
+    p = (p * f + 1.f) * 1.41421356f;
+    union {
+      int32_t i;
+      float f;
+    } scale;
+    scale.i = ((int32_t)whole + 127) << 23;
+    const float e = p * scale.f;  // exp(-|x|) in (0, 1]
+    // log(1 + e) = 2 atanh(e / (2 + e)), argument up to a third
+    const float s = e / (2.f + e), q = s * s;
+    float l = 1.f / 15;
+    l = l * q + 1.f / 13;
+    l = l * q + 1.f / 11;
+    l = l * q + 1.f / 9;
+    l = l * q + 1.f / 7;
+    l = l * q + 1.f / 5;
+    l = l * q + 1.f / 3;
+    l = l * q + 1.f;
+    const float inverse = 1.f / (1.f + e);
+    slope[i] = x[i] > 0 ? inverse : e * inverse;
+    x[i] = std::max(x[i], 0.f) + 2.f * s * l;
+  }
+}
+
+void soften(double* x, double* slope, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const double e = exp(-fabs(x[i]));
+    slope[i] = x[i] > 0 ? 1 / (1 + e) : e / (1 + e);
+    x[i] = std::max(x[i], 0.0) + log1p(e);
+  }
+}
+
+// Slab test, then the samples between the faces. Returns false where the ray has none.
+template <class T>
+bool sample(const Boxes<T>& b, int64_t box, int64_t ray, Samples<T>& s) {
+  const T *o = b.origins + (box * b.rays + ray) * 3, *d = b.directions + (box * b.rays + ray) * 3;
+  const T *low = b.lower + box * 3, *high = b.upper + box * 3;
+  T enter = -INFINITY, leave = INFINITY, square = 0;
+  for (int k = 0; k < 3; k++) {
+    const T v = d[k] == 0 ? (T)1e-6 : d[k];
+    const T first = (low[k] - o[k]) / v, second = (high[k] - o[k]) / v;
+    enter = std::max(enter, std::min(first, second));
+    leave = std::min(leave, std::max(first, second));
+    square += d[k] * d[k];
+  }
+  enter = std::min(std::max(enter, (T)b.set.near), (T)b.set.far);
+  leave = std::min(std::max(leave, (T)b.set.near), (T)b.set.far);
+  const T length = sqrt(square), step = b.step[box];
+  const T wanted = ceil((leave - enter) * length / step);
+  const int64_t steps = wanted > 1 ? (int64_t)wanted : 1;
+  s.reserve(steps);
+  s.count = 0;
+  const int64_t ny = b.shape[1], nz = b.shape[2];
+  const T spread[3] = {(T)(b.shape[0] - 1), (T)(b.shape[1] - 1), (T)(b.shape[2] - 1)};
+  for (int64_t i = 0; i < steps; i++) {
+    const T along = (T)i * step / length + enter;
+    int64_t cell[3], closest[3];
+    bool inside = true;
+    for (int k = 0; k < 3; k++) {
+      const T p = o[k] + along * d[k];
+      inside = inside && p >= low[k] && p <= high[k];
+      // zero first: a NaN becomes a corner of the box
+      const T place = std::min((T)1, std::max((T)0, (p - low[k]) / (high[k] - low[k])));
+      const T scaled = place * spread[k];
+      cell[k] = std::min((int64_t)scaled, b.shape[k] - 2);  // scaled is not below 0
+      closest[k] = std::min((int64_t)(scaled + (T)0.5), b.shape[k] - 1);
+      s.fraction[k][s.count] = scaled - (T)cell[k];
+    }
+    s.corner[s.count] = (int32_t)((cell[0] * ny + cell[1]) * nz + cell[2]);
+    s.near[s.count] = (int32_t)((closest[0] * ny + closest[1]) * nz + closest[2]);
+    s.number[s.count] = (int32_t)i;
+    const bool kept = inside && b.mask[box * b.nodes() + s.near[s.count]];
+    s.count += kept;
+  }
+  return s.count > 0;
+}
+
+// Weights of the eight nodes around sample i, and how far they lie from its corner.
+template <class T>
+inline void corners(const Samples<T>& s, int64_t i, T out[8]) {
+  const T x = s.fraction[0][i], y = s.fraction[1][i], z = s.fraction[2][i];
+  const T a = (1 - x) * (1 - y), b = (1 - x) * y, c = x * (1 - y), d = x * y;
+  out[0] = a * (1 - z), out[1] = a * z, out[2] = b * (1 - z), out[3] = b * z;
+  out[4] = c * (1 - z), out[5] = c * z, out[6] = d * (1 - z), out[7] = d * z;
+}
+
+// Fills softplus and slope of a ray's samples.
+template <class T>
+void densities(const Boxes<T>& b, int64_t box, const int64_t offset[8], Samples<T>& s) {
+  const T* grid = b.density + box * b.nodes();
+  for (int64_t i = 0; i < s.count; i++) {
+    T w[8], sum = 0;
+    corners(s, i, w);
+    for (int k = 0; k < 8; k++) sum += grid[s.corner[i] + offset[k]] * w[k];
+    s.softplus[i] = sum + (T)b.set.shift;
+  }
+  soften(s.softplus.data(), s.slope.data(), s.count);
+}
+
+template <class T>
+void corner_offsets(const Boxes<T>& b, int64_t out[8]) {
+  for (int k = 0; k < 8; k++)
+    out[k] = ((k >> 2) * b.shape[1] + ((k >> 1) & 1)) * b.shape[2] + (k & 1);
+}
+
+// Calls body(i, weight, transmittance after) for the samples that count; returns the last one.
+template <class T, class Body>
+T composite(const Settings& set, const Samples<T>& s, const Body& body) {
+  T left = 1;
+  for (int64_t i = 0; i < s.count; i++) {
+    const T alpha = -expm1(-(T)set.interval * s.softplus[i]);
+    if (!(alpha > (T)set.threshold)) continue;
+    const T weight = left * alpha, after = left - weight;
+    body(i, weight > (T)set.threshold ? weight : (T)0, after);
+    left = after;
+    if (left < (T)set.stop) break;
+  }
+  return left;
+}
+
+template <class T>
+int64_t forward(const Boxes<T>& b, T* nodes, T* left, T* depth, int64_t* used, int64_t threads) {
+  int64_t offset[8];
+  corner_offsets(b, offset);
+  const int64_t n = b.nodes();
+#pragma omp parallel num_threads(useful_threads(threads, b.m * b.rays, 64))
+  {
+    Samples<T> s;
+#pragma omp for schedule(static)
+    for (int64_t at = 0; at < b.m * b.rays; at++) {
+      T* out = nodes + at * n;
+      std::fill(out, out + n, (T)0);
+      left[at] = 1, depth[at] = 0, used[at] = 0;
+      if (!sample(b, at / b.rays, at % b.rays, s)) continue;
+      densities(b, at / b.rays, offset, s);
+      left[at] = composite(b.set, s, [&](int64_t i, T weight, T) {
+        if (weight == 0) return;
+        T w[8];
+        corners(s, i, w);
+        for (int k = 0; k < 8; k++) out[s.corner[i] + offset[k]] += weight * w[k];
+        depth[at] += weight * (T)s.number[i];
+        used[at]++;
+      });
+    }
+  }
+  return 0;
+}
+
+// What one composited sample gains by its weight, for the way back.
+template <class T>
+struct Gain {
+  int64_t sample;
+  T own, after;  // gradient of the weight times the weight, and times the transmittance after it
+};
+
+// Adds one ray's gradient to grad [nodes].
+template <class T>
+void backward_ray(const Boxes<T>& b, const Samples<T>& s, const int64_t offset[8],
+                  const T* grad_nodes, T grad_left, std::vector<Gain<T>>& gains, T* grad) {
+  gains.clear();
+  const T end = composite(b.set, s, [&](int64_t i, T weight, T left) {
+    T w[8], g = 0;
+    corners(s, i, w);
+    for (int k = 0; k < 8; k++) g += grad_nodes[s.corner[i] + offset[k]] * w[k];
+    gains.push_back({i, g * weight, weight > 0 ? g * left : (T)0});
+  });
+  T behind = grad_left * end;  // what an opaquer sample takes from those behind it
+  for (int64_t at = (int64_t)gains.size() - 1; at >= 0; at--) {
+    const int64_t i = gains[at].sample;
+    const T slope = (T)b.set.interval * (gains[at].after - behind) * s.slope[i];
+    T w[8];
+    corners(s, i, w);
+    for (int k = 0; k < 8; k++) grad[s.corner[i] + offset[k]] += slope * w[k];
+    behind += gains[at].own;
+  }
+}
+
+template <class T>
+int64_t backward(const Boxes<T>& b, const T* grad_nodes, const T* grad_left, T* grad,
+                 int64_t threads) {
+  int64_t offset[8];
+  corner_offsets(b, offset);
+  const int64_t n = b.nodes();
+#pragma omp parallel num_threads(useful_threads(threads, b.m * b.rays, 64))
+  {
+    Samples<T> s;
+    std::vector<Gain<T>> gains;
+#pragma omp for schedule(static)
+    for (int64_t box = 0; box < b.m; box++) {
+      T* out = grad + box * n;
+      std::fill(out, out + n, (T)0);
+      for (int64_t ray = 0; ray < b.rays; ray++) {
+        if (!sample(b, box, ray, s)) continue;
+        densities(b, box, offset, s);
+        const int64_t at = box * b.rays + ray;
+        backward_ray(b, s, offset, grad_nodes + at * n, grad_left[at], gains, out);
+      }
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+#define RAY_WEIGHTS(T, SUFFIX)                                                                     \
+  EXPORT int64_t s3d_ray_weights_##SUFFIX(                                                         \
+      const T* origins, const T* directions, const T* lower, const T* upper, const T* density,     \
+      const uint8_t* mask, const T* step, int64_t m, int64_t rays, int64_t x, int64_t y, int64_t z, \
+      double near, double far, double interval, double shift, double threshold, double stop,       \
+      T* nodes, T* left, T* depth, int64_t* used, int64_t threads) {                               \
+    const Boxes<T> b{origins, directions, lower, upper, density, mask, step, m, rays,              \
+                     {x, y, z}, {near, far, interval, shift, threshold, stop}};                    \
+    return forward(b, nodes, left, depth, used, threads);                                          \
+  }                                                                                                \
+  EXPORT int64_t s3d_ray_weights_backward_##SUFFIX(                                                \
+      const T* grad_nodes, const T* grad_left, const T* origins, const T* directions,              \
+      const T* lower, const T* upper, const T* density, const uint8_t* mask, const T* step,        \
+      int64_t m, int64_t rays, int64_t x, int64_t y, int64_t z, double near, double far,           \
+      double interval, double shift, double threshold, double stop, T* grad, int64_t threads) {    \
+    const Boxes<T> b{origins, directions, lower, upper, density, mask, step, m, rays,              \
+                     {x, y, z}, {near, far, interval, shift, threshold, stop}};                    \
+    return backward(b, grad_nodes, grad_left, grad, threads);                                      \
+  }
+
+RAY_WEIGHTS(float, f32)
+RAY_WEIGHTS(double, f64)

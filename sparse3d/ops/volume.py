@@ -1,0 +1,266 @@
+"""Volume rendering of descriptors through many small voxel grids at once.
+
+A rendered descriptor is linear in what the nodes hold: ``ray_weights`` says how much each node
+weighs in a ray, and ``render`` multiplies. Formulas of DVGO's renderer as FaVoR uses it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import backend, native
+from .reference import volume as reference
+
+
+_MOST_STEPS = 100_000  # in one box
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """How rays are sampled.
+
+    Attributes:
+        step: distance of two samples, in voxels.
+        interval: exponent of the transparency of one sample.
+        alpha_init: opacity of a sample of interval one where the density is zero.
+        threshold: samples of less opacity or weight are skipped; 0 skips none.
+        stop: transparency below which a ray ends.
+        near: least distance, in lengths of the ray's direction.
+        far: greatest distance, likewise.
+    """
+
+    step: float = 0.1
+    interval: float = 0.1
+    alpha_init: float = 1e-2
+    threshold: float = 1e-7
+    stop: float = 1e-3
+    near: float = 0.2
+    far: float = 1e9
+
+    @property
+    def shift(self) -> float:
+        """What is added to a density before softplus."""
+        return math.log(1 / (1 - self.alpha_init) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class RayWeights:
+    """Weights of M boxes' N nodes in R rays each.
+
+    Attributes:
+        nodes: [M, R, N], nodes in the order of x, y, z with z fastest; differentiable.
+        transmittance: [M, R], what of the background is seen; differentiable.
+        depth: [M, R] sum of weight times number of the sample.
+        used: [M, R] int64 number of samples that count.
+    """
+
+    nodes: Tensor
+    transmittance: Tensor
+    depth: Tensor
+    used: Tensor
+
+
+def ray_weights(
+    origins: Tensor,
+    directions: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    density: Tensor,
+    mask: Tensor | None = None,
+    voxel_size: Tensor | None = None,
+    settings: RaySettings = RaySettings(),  # noqa: B008
+) -> RayWeights:
+    """Alpha compositing of R rays through each of M boxes; differentiable by ``density``.
+
+    Args:
+        origins: [M, R, 3] float, world.
+        directions: [M, R, 3], of any length but zero.
+        lower: [M, 3] corner of the box where its first node sits.
+        upper: [M, 3] opposite corner, the last node.
+        density: [M, X, Y, Z] before softplus.
+        mask: [M, X, Y, Z] bool, nodes whose surroundings count; all if None.
+        voxel_size: [M] metres, of which ``settings.step`` is a share; cube root of the box's volume
+            per node if None.
+        settings: how rays are sampled.
+
+    Raises:
+        ValueError: shapes do not fit, or a box is empty.
+    """
+    _check(origins, directions, lower, upper, density)
+    edges = upper - lower
+    if not bool((edges > 0).all()):
+        worst = int((edges.amin(-1) <= 0).nonzero()[0])
+        raise ValueError(
+            f"box {worst} reaches from {lower[worst].tolist()} to {upper[worst].tolist()}; the "
+            "upper corner must lie above the lower one on every axis"
+        )
+    if voxel_size is None:
+        voxel_size = (edges.prod(-1) / math.prod(density.shape[1:])) ** (1 / 3)
+    mask = torch.ones_like(density, dtype=torch.bool) if mask is None else mask
+    if mask.shape != density.shape or mask.dtype != torch.bool:
+        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}; bool like density is needed")
+    most = edges.norm(dim=-1) / settings.step / _MOST_STEPS
+    if voxel_size.shape != most.shape or not bool((voxel_size > most).all()):
+        raise ValueError(
+            f"voxel_size must be [M] metres, large enough for less than {_MOST_STEPS} steps of "
+            f"{settings.step} voxels in a box; it is {voxel_size}"
+        )
+    numbers = (settings.near, settings.far, settings.interval, settings.shift)
+    numbers = (*numbers, settings.threshold, settings.stop)
+    run = backend.choose(RAY_WEIGHTS, density)
+    step = voxel_size * settings.step
+    return RayWeights(*run(origins, directions, lower, upper, density, mask, step, numbers))
+
+
+def _check(origins, directions, lower, upper, density) -> None:
+    boxes = len(density)
+    if density.dim() != 4 or min(density.shape[1:]) < 2:
+        raise ValueError(
+            f"density is {tuple(density.shape)}; [M, X, Y, Z] with two or more nodes per axis is "
+            "needed"
+        )
+    rays = origins.shape[1] if origins.dim() == 3 else -1
+    for name, value, shape in (
+        ("origins", origins, (boxes, rays, 3)),
+        ("directions", directions, (boxes, rays, 3)),
+        ("lower", lower, (boxes, 3)),
+        ("upper", upper, (boxes, 3)),
+    ):
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"{name} is {tuple(value.shape)}; with density {tuple(density.shape)} and origins "
+                f"{tuple(origins.shape)}, {shape} is needed"
+            )
+
+
+def render(weights: RayWeights, features: Tensor, clamp: bool = True) -> Tensor:
+    """[M, R, C] descriptors: what the nodes hold, over a background of one in every channel.
+
+    Args:
+        weights: of M boxes.
+        features: [M, N, C], or [M, X, Y, Z, C].
+        clamp: cut to [-1, 1], as FaVoR does; the gradient is zero where it cuts.
+    """
+    features = features.reshape(len(features), -1, features.shape[-1])
+    out = weights.nodes @ features + weights.transmittance[..., None]
+    return out.clamp(-1, 1) if clamp else out
+
+
+def total_variation_gradient(grid: Tensor) -> Tensor:
+    """Sum over the six neighbours of clamp(g - neighbour, -1, 1), like ``grid`` [..., X, Y, Z]."""
+    return reference.total_variation_gradient(grid)
+
+
+def ray_box(
+    origins: Tensor,
+    directions: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    settings: RaySettings = RaySettings(),  # noqa: B008
+) -> tuple[Tensor, Tensor]:
+    """Entry and exit [M, R] of rays in boxes, in lengths of the direction; shapes as above.
+
+    A ray that misses its box leaves before it enters, or both are at the near or far end.
+    """
+    return reference.ray_box(origins, directions, lower, upper, settings.near, settings.far)
+
+
+# ---------------------------------------------------------------------- implementations
+
+
+def _native(origins, directions, lower, upper, density, mask, step, settings):
+    if density.dtype not in (torch.float32, torch.float64):
+        values = (origins, directions, lower, upper, density)
+        wide = _native(*(v.float() for v in values), mask, step.float(), settings)
+        return *(v.to(density.dtype) for v in wide[:3]), wide[3]
+    values = (v.to(density.dtype) for v in (origins, directions, lower, upper))
+    return _weights(*values, density, mask, step.to(density.dtype), list(settings))
+
+
+@torch.library.custom_op("sparse3d::ray_weights", mutates_args=())
+def _weights(
+    origins: Tensor,
+    directions: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    density: Tensor,
+    mask: Tensor,
+    step: Tensor,
+    settings: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    boxes, rays = origins.shape[:2]
+    nodes = density.new_empty(boxes, rays, math.prod(density.shape[1:]))
+    left, depth = (density.new_empty(boxes, rays) for _ in range(2))
+    used = torch.empty(boxes, rays, dtype=torch.int64)
+    given = (origins, directions, lower, upper, density, mask, step)
+    native.call(
+        f"s3d_ray_weights_{_suffix(density)}",
+        *(value.contiguous() for value in given),
+        *(boxes, rays, *density.shape[1:], *map(float, settings)),
+        *(nodes, left, depth, used, native.threads()),
+    )
+    return nodes, left, depth, used
+
+
+@_weights.register_fake
+def _(origins, directions, lower, upper, density, mask, step, settings):
+    boxes, rays = origins.shape[:2]
+    x, y, z = density.shape[1:]
+    flat = [density.new_empty(boxes, rays) for _ in range(2)]
+    used = density.new_empty(boxes, rays, dtype=torch.int64)
+    return density.new_empty(boxes, rays, x * y * z), *flat, used
+
+
+@torch.library.custom_op("sparse3d::ray_weights_backward", mutates_args=())
+def _weights_backward(
+    grad_nodes: Tensor,
+    grad_left: Tensor,
+    origins: Tensor,
+    directions: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    density: Tensor,
+    mask: Tensor,
+    step: Tensor,
+    settings: list[float],
+) -> Tensor:
+    grad = torch.empty_like(density, memory_format=torch.contiguous_format)
+    given = (grad_nodes, grad_left, origins, directions, lower, upper, density, mask, step)
+    native.call(
+        f"s3d_ray_weights_backward_{_suffix(density)}",
+        *(value.contiguous() for value in given),
+        *(*origins.shape[:2], *density.shape[1:], *map(float, settings)),
+        *(grad, native.threads()),
+    )
+    return grad
+
+
+@_weights_backward.register_fake
+def _(grad_nodes, grad_left, origins, directions, lower, upper, density, mask, step, settings):
+    return torch.empty_like(density, memory_format=torch.contiguous_format)
+
+
+def _suffix(tensor: Tensor) -> str:
+    return "f64" if tensor.dtype == torch.float64 else "f32"
+
+
+def _setup(ctx, inputs, output):
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(*inputs[:-1])
+    ctx.settings = inputs[-1]
+
+
+def _gradient(ctx, grad_nodes, grad_left, *_):
+    grad = _weights_backward(grad_nodes, grad_left, *ctx.saved_tensors, ctx.settings)
+    return None, None, None, None, grad, None, None, None
+
+
+_weights.register_autograd(_gradient, setup_context=_setup)
+
+RAY_WEIGHTS = {
+    "reference": reference.ray_weights,
+    "native": _native,
+    "cuda": reference.ray_weights,
+}
