@@ -13,7 +13,6 @@ from torch import Tensor
 from . import backend, native
 from .reference import volume as reference
 
-
 _MOST_STEPS = 100_000  # in one box
 
 
@@ -70,7 +69,7 @@ def ray_weights(
     density: Tensor,
     mask: Tensor | None = None,
     voxel_size: Tensor | None = None,
-    settings: RaySettings = RaySettings(),  # noqa: B008
+    settings: RaySettings = RaySettings(),
 ) -> RayWeights:
     """Alpha compositing of R rays through each of M boxes; differentiable by ``density``.
 
@@ -143,7 +142,7 @@ def render(weights: RayWeights, features: Tensor, clamp: bool = True) -> Tensor:
         features: [M, N, C], or [M, X, Y, Z, C].
         clamp: cut to [-1, 1], as FaVoR does; the gradient is zero where it cuts.
     """
-    features = features.reshape(len(features), -1, features.shape[-1])
+    features = features.flatten(1, -2)
     out = weights.nodes @ features + weights.transmittance[..., None]
     return out.clamp(-1, 1) if clamp else out
 
@@ -158,7 +157,7 @@ def ray_box(
     directions: Tensor,
     lower: Tensor,
     upper: Tensor,
-    settings: RaySettings = RaySettings(),  # noqa: B008
+    settings: RaySettings = RaySettings(),
 ) -> tuple[Tensor, Tensor]:
     """Entry and exit [M, R] of rays in boxes, in lengths of the direction; shapes as above.
 

@@ -137,7 +137,7 @@ def test_gradient_by_differences(implementation):
 
 
 @each
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), spread=st.floats(0, 20))
 def test_weights_and_transmittance_sum_to_one(implementation, seed, spread):
     with backend.forced(implementation):
