@@ -1,0 +1,48 @@
+"""Whole detectors, from points to boxes: detector CONFIG [CONFIG ...]"""
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from sparse3d.ops import backend
+from sparse3d.registry import MODELS
+from sparse3d.structures import Sample, collate
+from tools.benchmarks.common import Case, measure_all, under
+from tools.benchmarks.scenes import lidar_scan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which models, and how they run."""
+    parser.add_argument("configs", nargs="+")
+    parser.add_argument(
+        "--implementations", nargs="+", choices=backend.NAMES, default=["native", "reference"]
+    )
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    """Rows of every config and implementation."""
+    return measure_all(cases(args), args)
+
+
+def cases(args: argparse.Namespace) -> Iterator[Case]:
+    """Prediction for one scan by models of configs, freshly initialised."""
+    for path in args.configs:
+        config = Config.fromfile(path)
+        torch.manual_seed(0)
+        model = MODELS.build(config.model).eval()
+        points = lidar_scan(columns=int(2600 * args.scale))
+        low, high = torch.tensor(config.model.point_range, dtype=torch.float32).split(3)
+        points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]
+        extra = torch.zeros(len(points), max(config.model.get("point_channels", 4) - 4, 0))
+        batch = collate([Sample(torch.cat([points, extra], 1))])["batch"]
+        row = {
+            "workload": f"{Path(path).stem}, {len(points)} points",
+            "dtype": "float32",
+            "pass": "predict",
+        }
+        call = partial(model.predict, batch)
+        yield Case(row, {name: under(name, call) for name in args.implementations})
