@@ -2,6 +2,7 @@
 
 from .boxes import Boxes, wrap_angle
 from .cameras import Camera
+from .gaussians import Gaussians, Rendering
 from .grid import IndexCache, VoxelGrid
 from .sample import Batch, Detections, Sample, collate
 from .voxels import SparseVoxels
@@ -11,7 +12,9 @@ __all__ = [
     "Boxes",
     "Camera",
     "Detections",
+    "Gaussians",
     "IndexCache",
+    "Rendering",
     "Sample",
     "SparseVoxels",
     "VoxelGrid",
