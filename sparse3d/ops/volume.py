@@ -114,6 +114,7 @@ def ray_weights(
 
 
 def _check(origins, directions, lower, upper, density) -> None:
+    """Refuses what would lead a kernel astray."""
     boxes = len(density)
     if density.dim() != 4 or min(density.shape[1:]) < 2:
         raise ValueError(
@@ -132,6 +133,8 @@ def _check(origins, directions, lower, upper, density) -> None:
                 f"{name} is {tuple(value.shape)}; with density {tuple(density.shape)} and origins "
                 f"{tuple(origins.shape)}, {shape} is needed"
             )
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity; leave such rays and boxes out")
 
 
 def render(weights: RayWeights, features: Tensor, clamp: bool = True) -> Tensor:

@@ -15,6 +15,8 @@ namespace {
 #define WIDE
 #endif
 
+constexpr int64_t MOST_STEPS = 1000000;  // more only where rounding has eaten the box
+
 struct Settings {
   double near, far, interval, shift, threshold, stop;
 };
@@ -106,7 +108,7 @@ bool sample(const Boxes<T>& b, int64_t box, int64_t ray, Samples<T>& s) {
   leave = std::min(std::max(leave, (T)b.set.near), (T)b.set.far);
   const T length = sqrt(square), step = b.step[box];
   const T wanted = ceil((leave - enter) * length / step);
-  const int64_t steps = wanted > 1 ? (int64_t)wanted : 1;
+  const int64_t steps = wanted > 1 ? (int64_t)std::min(wanted, (T)MOST_STEPS) : 1;
   s.reserve(steps);
   s.count = 0;
   const int64_t ny = b.shape[1], nz = b.shape[2];

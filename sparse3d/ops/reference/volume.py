@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MOST_STEPS = 1_000_000
+"""Of a ray; more are wanted only where rounding has eaten the box."""
+
 
 def ray_box(
     origins: Tensor, directions: Tensor, lower: Tensor, upper: Tensor, near: float, far: float
@@ -35,7 +38,7 @@ def ray_weights(
     shape = density.shape[1:]
     enter, leave = ray_box(origins, directions, lower, upper, near, far)
     length = directions.norm(dim=-1)
-    steps = ((leave - enter) * length / step[:, None]).ceil().clamp(min=1).long()
+    steps = ((leave - enter) * length / step[:, None]).ceil().clamp(1, MOST_STEPS).long()
     most = int(steps.max()) if steps.numel() else 0
     index = torch.arange(most, device=density.device)
     along = index * step[:, None, None] / length[..., None] + enter[..., None]  # [M, R, S]
