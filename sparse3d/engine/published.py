@@ -1,8 +1,9 @@
 """Published weights: from the reference implementations' parameter names and layouts to ours.
 
-A reference model is made of roles: vfe, backbone_3d, backbone_2d, dense_head. Each role has a table
-of rules here; the first rule whose pattern matches a whole name renames it, and a name that no rule
-matches stays. Kernels of sparse convolutions change their layout by their shape.
+A reference model is made of roles: vfe, backbone_3d, backbone_2d, dense_head of a detector;
+vision_backbone, text_projector, head of TSP3D. Each role has a table of rules here; the first rule
+whose pattern matches a whole name renames it, and a name that no rule matches stays. Kernels of
+sparse convolutions change their layout by their shape.
 """
 
 import re
@@ -37,13 +38,55 @@ _TRANSFUSION: Rules = [
     (r"decoder\.(\w+_posembed)\.position_embedding_head\.(.*)", r"decoder.\1.\2"),
 ]
 
+# TSP3D's head -> TSP3DHead.
+_FUSION: Rules = [
+    (rf"{theirs}\.layers\.(\d)\.{part}\.(.*)", rf"{ours}.layers.\2.{block}.\3")
+    for theirs, ours in ((r"keep_trans\.(\d)", r"keep_encoders.\1"), ("com_trans()", "completion"))
+    for part, block in (
+        (r"self_attention_visual\.self_attn", "voxels_self.attention"),
+        (r"self_attention_visual\.norm1", "voxels_self.norm"),
+        (r"self_attention_lang\.self_attn", "words_self.attention"),
+        (r"self_attention_lang\.norm1", "words_self.norm"),
+        (r"cross_layer\.cross_lv", "words_cross.attention"),
+        (r"cross_layer\.norm_lv", "words_cross.norm"),
+        (r"cross_layer\.ffn_lv", "words_forward.layers"),
+        (r"cross_layer\.norm_lv2", "words_forward.norm"),
+        (r"cross_layer\.cross_vl", "voxels_cross.attention"),
+        (r"cross_layer\.norm_vl", "voxels_cross.norm"),
+        (r"cross_layer\.ffn_vl", "voxels_forward.layers"),
+        (r"cross_layer\.norm_vl2", "voxels_forward.norm"),
+    )
+]
+_TSP3D_HEAD: Rules = [
+    *_FUSION,
+    (r"pos_embed\.position_embedding_head\.0\.(.*)", r"positions.inner.\1"),
+    (r"pos_embed\.position_embedding_head\.1\.(.*)", r"positions.norm.\1"),
+    (r"pos_embed\.position_embedding_head\.3\.(.*)", r"positions.outer.\1"),
+    (r"keep_conv\.(.*)", r"keep_logits.\1"),
+    (r"com_cls\.(.*)", r"completion_logit.\1"),
+    (r"up_block_1\.(.*)", r"up.0.\1"),
+    (r"up_block_2\.(.*)", r"up.1.\1"),
+    (r"lateral_block_(\d)\.(.*)", r"lateral.\1.\2"),
+    (r"out_block_0\.(.*)", r"out.\1"),
+    (r"fuse\.conv\.(.*)", r"fuse.\1"),
+    (r"fuse\.norm\.(.*)", r"fuse_norm.\1"),
+    (r"bbox_conv\.(.*)", r"box.\1"),
+    (r"cls_conv\.(.*)", r"score.\1"),
+]
+
 PARTS = {
     "vfe": "encoder",
     "backbone_3d": "backbone",
     "backbone_2d": "bev_backbone",
     "dense_head": "head",
+    "vision_backbone": "backbone",
+    "text_projector": "head.text_projector",
+    "head": "head",
 }
-"""Where a VoxelDetector has the module of each role."""
+"""Where a VoxelDetector or a TextGrounder has the module of each role."""
+
+MINKOWSKI = ("vision_backbone", "head")
+"""Roles whose reference is written with MinkowskiEngine, whose modules wrap their parameters."""
 
 LAYOUTS = ("spconv1", "spconv2")
 
@@ -52,6 +95,9 @@ RULES: dict[str, Rules] = {
     "backbone_3d": [*_DSVT],
     "backbone_2d": [],
     "dense_head": [*_TRANSFUSION],
+    "vision_backbone": [],
+    "text_projector": [],
+    "head": [*_TSP3D_HEAD],
 }
 
 
@@ -88,13 +134,13 @@ def convert_detector(
     wanted, found, leftover = model.state_dict(), {}, []
     for role, part in PARTS.items():
         own = {n[len(role) + 1 :]: t for n, t in state.items() if n.startswith(f"{role}.")}
-        module = getattr(model, part, None)
+        module = _inner(model, part)
         if module is None:
             leftover += [f"{role}.{name}" for name in own]
             continue
         translated = translate_state(role, own, module, layout)
         for name in own:
-            ours = rename(name, RULES[role])
+            ours = our_name(role, name)
             if f"{part}.{ours}" in wanted:
                 found[f"{part}.{ours}"] = translated[ours]
             else:
@@ -111,7 +157,7 @@ def convert_state(
     """The state dict that ``module`` loads, from a reference ``state`` of one role.
 
     Args:
-        role: 'vfe', 'backbone_3d', 'backbone_2d' or 'dense_head'.
+        role: one of ``RULES``.
         state: tensors under the reference names, without the role's prefix.
         module: ours; it says which names and shapes are wanted.
         layout: of sparse kernels, 'spconv1', 'spconv2' or 'auto': the one whose shapes fit.
@@ -132,7 +178,11 @@ def translate_state(
     if role not in RULES:
         raise ValueError(f"role is {role!r}; it must be one of {', '.join(RULES)}")
     wanted = module.state_dict()
-    renamed = {rename(name, RULES[role]): tensor for name, tensor in state.items()}
+    renamed = {}
+    for name, tensor in state.items():
+        ours = our_name(role, name)
+        linear = ours in wanted and wanted[ours].dim() < 3
+        renamed[ours] = _linear(name, tensor) if linear else tensor
     kernels = {
         name: tensor
         for name, tensor in renamed.items()
@@ -143,12 +193,38 @@ def translate_state(
     return renamed
 
 
+def our_name(role: str, name: str) -> str:
+    """The name that a tensor of a role has in our module."""
+    if role in MINKOWSKI:
+        name = re.sub(r"\.kernel$", ".weight", name).replace(".bn.", ".")
+    return rename(name, RULES[role])
+
+
 def rename(name: str, rules: Rules) -> str:
     """``name`` by the first rule that matches it whole; itself where none does."""
     for pattern, replacement in rules:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name, count=1)
     return name
+
+
+def _linear(name: str, tensor: Tensor) -> Tensor:
+    """A 1x1 convolution's parameter as that of a linear layer; others as they are.
+
+    MinkowskiEngine's are (Cin, Cout) with a bias (1, Cout), torch's Conv1d (Cout, Cin, 1).
+    """
+    if name.endswith(".kernel"):
+        return tensor.t()
+    if name.endswith(".bias"):
+        return tensor.reshape(-1)
+    return tensor.squeeze(-1) if tensor.dim() == 3 else tensor
+
+
+def _inner(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted ``path``, None where there is none."""
+    for name in path.split("."):
+        model = getattr(model, name, None)
+    return model
 
 
 def _choose_layout(kernels: Mapping[str, Tensor], wanted: Mapping[str, Tensor], layout: str) -> str:

@@ -1,0 +1,320 @@
+"""TSP3D: one sentence guides which voxels stay, from coarse to fine, and the best one has the box.
+
+Paper https://arxiv.org/abs/2502.10392. Levels are numbered from the finest: 0, 1, 2 are the last
+three stages of the backbone (strides 16, 32, 64 as published).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparse3d.ops.voxelize import segment_expand
+from sparse3d.registry import MODELS
+from sparse3d.structures import Boxes, Detections, SparseVoxels, VoxelGrid
+
+from ..layers import SubMConv, TransposedConv, VoxelBatchNorm, VoxelSequential
+from . import tsp3d_losses as losses
+from .tsp3d_fusion import FusionEncoder, PositionEmbedding, scattered
+
+
+@dataclass
+class Judgement:
+    """What an encoder said of the voxels of a level.
+
+    Attributes:
+        voxels: [N, C] with the encoder's features.
+        logits: [N] of "to be pruned", or in the completion of "belongs to the target".
+        words: [B, T, C] that the encoder was given.
+    """
+
+    voxels: SparseVoxels
+    logits: Tensor
+    words: Tensor
+
+
+@dataclass
+class Grounding:
+    """The head's raw output.
+
+    Attributes:
+        voxels: [M, C] the finest voxels that remain.
+        boxes: [M, 6] centre (metres) and size of each voxel's box.
+        logits: [M] score of each before the sigmoid.
+        kept: judgements of the levels 1 and 2, by level.
+        completion: judgement of the backbone's voxels of level 0.
+        padding: [B, T] bool, true where there is no word.
+        remaining: voxels after each pruning, by the level that was judged.
+    """
+
+    voxels: SparseVoxels
+    boxes: Tensor
+    logits: Tensor
+    kept: dict[int, Judgement]
+    completion: Judgement
+    padding: Tensor
+    remaining: dict[int, SparseVoxels] = field(default_factory=dict)
+
+
+@MODELS.register_module()
+class TSP3DHead(nn.Module):
+    """Text-guided pruning, completion and the box of the best voxel.
+
+    Where a published rule cannot be repeated or breaks, ours is the default and the argument says
+    so. Ties between scores fall to the smaller coordinates.
+
+    Args:
+        in_channels: channels of the three levels, finest first; equal.
+        grid: the base grid.
+        text_channels: width of the words' features.
+        heads, hidden, dropout, layers: of the encoders.
+        thresholds: keep score above which a voxel of level 1 and of level 2 stays at test.
+        completion_threshold: score above which a missing voxel of level 0 is added.
+        fallback: best voxels of a scene that stay where none passes (published: a crash).
+        attended: voxels of level 1 and of level 2 that enter their encoders in training.
+        completion_limit: voxels of level 0 per scene that the completion looks at: in training
+            drawn anew, at test chosen by their coordinates (published: drawn then too).
+        keep_most: voxels of level 0 and of level 1 per scene that stay in training: a number, or
+            (least, most) of which one is drawn.
+        keep_cells: side, in cells of the level, of the cube about an object that is to stay.
+        nearest: voxels that speak for a box in training.
+        key_limit: as in ``FusionEncoder`` (published: None).
+        padding_in_norm: count the padding of the published implementation in the statistics of the
+            positions' batch norm; for parity in training.
+        prune: whether voxels are pruned at test; without, for comparisons.
+
+    Raises:
+        ValueError: the levels differ in width.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        grid: VoxelGrid,
+        text_channels: int,
+        heads: int = 8,
+        hidden: int = 128,
+        dropout: float = 0.1,
+        layers: int = 2,
+        thresholds: tuple[float, float] = (0.3, 0.7),
+        completion_threshold: float = 0.15,
+        fallback: int = 1,
+        attended: tuple[int, int] = (3200, 320),
+        completion_limit: int = 2400,
+        keep_most: tuple = ((1200, 3999), 4000),
+        keep_cells: float = 13 / 4,
+        nearest: int = 32,
+        key_limit: int | None = 4096,
+        padding_in_norm: bool = False,
+        prune: bool = True,
+    ):
+        super().__init__()
+        if len(set(in_channels)) != 1 or len(in_channels) != 3:
+            raise ValueError(
+                f"in_channels is {list(in_channels)}; the last three stages of the backbone must "
+                "have the same width"
+            )
+        width = in_channels[0]
+        self.grid = grid
+        self.thresholds, self.completion_threshold = tuple(thresholds), completion_threshold
+        self.fallback, self.prune = fallback, prune
+        self.attended, self.completion_limit = tuple(attended), completion_limit
+        self.keep_most, self.keep_cells = tuple(keep_most), keep_cells
+        self.nearest, self.padding_in_norm = nearest, padding_in_norm
+
+        self.text_projector = nn.Sequential(
+            nn.Linear(text_channels, width), nn.LayerNorm(width, eps=1e-12), nn.Dropout(dropout)
+        )
+        self.positions = PositionEmbedding(width)
+        encoder = (width, heads, hidden, dropout, layers, key_limit)
+        self.keep_encoders = nn.ModuleList(FusionEncoder(*encoder) for _ in range(2))
+        self.completion = FusionEncoder(*encoder)
+        self.keep_logits = nn.ModuleList(nn.Linear(width, 1) for _ in range(2))
+        self.completion_logit = nn.Linear(width, 1)
+        self.up = nn.ModuleList(
+            _block(TransposedConv(width, width, 3, 2, meaning="minkowski"), width) for _ in range(2)
+        )
+        self.lateral = nn.ModuleList(_block(SubMConv(width, width), width) for _ in range(3))
+        self.out = _block(SubMConv(width, width), width)
+        self.fuse = nn.Linear(2 * width, width, bias=False)
+        self.fuse_norm = VoxelBatchNorm(width)
+        self.box = nn.Linear(width, 6)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, stages: Sequence[SparseVoxels], text: Tensor, padding: Tensor) -> Grounding:
+        """From the backbone's stages (the last three are used) and the words.
+
+        Args:
+            stages: finest first.
+            text: [B, T, text_channels]; word 0 stands for the sentence.
+            padding: [B, T] bool, true where there is no word.
+        """
+        return self.ground(stages, self.text_projector(text), padding)
+
+    def ground(self, stages: Sequence[SparseVoxels], words: Tensor, padding: Tensor) -> Grounding:
+        """As ``forward``, of projected ``words`` [B, T, C]."""
+        kept, remaining = {}, {}
+        voxels = stages[-1]
+        for level in (2, 1):
+            kept[level], words = self._judge(level, voxels, words, padding)
+            finer = stages[level - 4]
+            voxels, remaining[level] = self._refine(level, kept[level], finer)
+        completion, words = self._look_for_missing(stages[-3], words, padding)
+        found = completion.logits.sigmoid() > self.completion_threshold
+        voxels = voxels.complete(completion.voxels.prune(found))
+        hidden = self._fused(self.out(self.lateral[0](voxels)), words[:, 0])
+        raw = self.box(hidden.features).float()
+        boxes = torch.cat([self.points(hidden) + raw[:, :3], raw[:, 3:].exp()], 1)
+        logits = self.score(hidden.features)[:, 0].float()
+        return Grounding(hidden, boxes, logits, kept, completion, padding, remaining)
+
+    def points(self, voxels: SparseVoxels) -> Tensor:
+        """[N, 3] metres: the lower corners of the cells, which stand for them in TSP3D."""
+        size = voxels.features.new_tensor(self.grid.voxel_size, dtype=torch.float32)
+        stride = torch.tensor(voxels.stride, device=voxels.device)
+        origin = voxels.features.new_tensor(self.grid.origin, dtype=torch.float32)
+        return (voxels.coords[:, 1:] * stride) * size + origin
+
+    # ------------------------------------------------------------------ steps
+
+    def _judge(
+        self, level: int, voxels: SparseVoxels, words: Tensor, padding: Tensor
+    ) -> tuple[Judgement, Tensor]:
+        """What of a level is to be pruned, and the words after its encoder."""
+        limit = self.attended[level - 1]
+        if self.training:
+            voxels = voxels.prune(_drawn(voxels, limit))
+        encoder = self.keep_encoders[level - 1]
+        voxels, after = encoder(voxels, self._positions(voxels, limit), words, padding)
+        logits = self.keep_logits[level - 1](voxels.features)[:, 0].float()
+        return Judgement(voxels, logits, words), after
+
+    def _refine(
+        self, level: int, judged: Judgement, backbone: SparseVoxels
+    ) -> tuple[SparseVoxels, SparseVoxels]:
+        """The finer level's voxels with the backbone's features, and what the pruning left."""
+        voxels = self.lateral[level](judged.voxels)
+        if not self.training:
+            left = voxels.prune(self._kept(level, judged)) if self.prune else voxels
+            return self._upward(level, left, backbone), left
+        voxels = self._upward(level, voxels, backbone)
+        scores = judged.voxels.replace(-judged.logits.detach()[:, None])
+        scores = scores.sample_cells(voxels.coords, voxels.stride)[:, 0]
+        left = voxels.prune(voxels.best(scores, _number(self.keep_most[level - 1])))
+        return left, left
+
+    def _upward(self, level: int, voxels: SparseVoxels, backbone: SparseVoxels) -> SparseVoxels:
+        voxels = self.up[level - 1](voxels)
+        return voxels.replace(voxels.features + backbone.features_at(voxels.coords))
+
+    def _kept(self, level: int, judged: Judgement) -> Tensor:
+        """Mask [N] of what stays at test; of a scene where nothing does, its best voxels."""
+        voxels = judged.voxels
+        kept = 1 - judged.logits.sigmoid() > self.thresholds[level - 1]
+        alive = torch.bincount(voxels.batch_index[kept], minlength=voxels.batch_size) > 0
+        return kept | (voxels.best(-judged.logits, self.fallback) & ~alive[voxels.batch_index])
+
+    def _look_for_missing(
+        self, voxels: SparseVoxels, words: Tensor, padding: Tensor
+    ) -> tuple[Judgement, Tensor]:
+        """Which of the backbone's finest voxels belong to the target, and the last words."""
+        limit = self.completion_limit
+        mask = _drawn(voxels, limit) if self.training else scattered(voxels, limit)
+        voxels = voxels.prune(mask)
+        positions = self._positions(voxels, limit)
+        voxels, after = self.completion(voxels, positions, words, padding)
+        logits = self.completion_logit(voxels.features)[:, 0].float()
+        return Judgement(voxels, logits, words), after
+
+    def _positions(self, voxels: SparseVoxels, padded: int) -> Tensor:
+        points = self.points(voxels)
+        if not self.padding_in_norm:
+            return self.positions(points)
+        padding = -points.new_tensor([self.grid.voxel_size])
+        return self.positions(points, padding, padded * voxels.batch_size - len(voxels))
+
+    def _fused(self, voxels: SparseVoxels, sentence: Tensor) -> SparseVoxels:
+        """Each voxel beside the sentence's word [B, C], mixed; the latter once per scene."""
+        own, other = self.fuse.weight.chunk(2, 1)
+        said = segment_expand(F.linear(sentence, other), voxels.batch_index)
+        return self.fuse_norm(voxels.replace(F.linear(voxels.features, own) + said), relu=True)
+
+    # ------------------------------------------------------------------ training and prediction
+
+    def loss(
+        self,
+        raw: Grounding,
+        boxes: list[Boxes],
+        target: list[int],
+        anchors: list[list[int]],
+    ) -> dict[str, Tensor]:
+        """Losses, each the mean over the scenes.
+
+        Args:
+            raw: of ``forward``.
+            boxes: all objects of each scene; headings do not count.
+            target: row of the object that each sentence means.
+            anchors: rows of the objects that it names beside it; may be empty.
+        """
+        total = {"loss_box": 0.0, "loss_class": 0.0, "loss_keep": 0.0, "loss_completion": 0.0}
+        scenes = zip(boxes, target, anchors, strict=True)
+        for scene, (objects, row, beside) in enumerate(scenes):
+            rows = objects.tensor[:, :6]
+            for name, value in self._scene_losses(raw, scene, rows, row, beside).items():
+                total[name] = total[name] + value / len(boxes)
+        return total
+
+    def _scene_losses(
+        self, raw: Grounding, scene: int, objects: Tensor, target: int, anchors: list[int]
+    ) -> dict[str, Tensor]:
+        truth = objects[target : target + 1]
+        mine = raw.voxels.coords[:, 0] == scene
+        assigned = losses.assign(self.points(raw.voxels)[mine], truth[:, :3], self.nearest)
+        looked = raw.completion.voxels.coords[:, 0] == scene
+        places = self.points(raw.completion.voxels)[looked]
+        belongs = losses.assign(places, truth[:, :3], self.nearest)
+        keep = 0.0
+        for level, judged in raw.kept.items():
+            rows = judged.voxels.coords[:, 0] == scene
+            wanted = objects if level == 2 else objects[[target, *anchors]]
+            side = self.keep_cells * judged.voxels.stride[0] * self.grid.voxel_size[0]
+            near = losses.near_boxes(self.points(judged.voxels)[rows], wanted[:, :3], side)
+            keep = keep + losses.keep_loss(judged.logits[rows], near)
+        return {
+            "loss_box": losses.box_loss(raw.boxes[mine], assigned, truth),
+            "loss_class": losses.class_loss(raw.logits[mine], assigned),
+            "loss_keep": keep,
+            "loss_completion": losses.class_loss(raw.completion.logits[looked], belongs),
+        }
+
+    def predict(self, raw: Grounding) -> list[Detections]:
+        """The box of the best voxel of each scene; none where there is no voxel."""
+        voxels = raw.voxels
+        rows = voxels.best(raw.logits, 1).nonzero().squeeze(1)
+        boxes = torch.cat([raw.boxes[rows], raw.boxes.new_zeros(len(rows), 1)], 1)
+        found = []
+        for scene in range(voxels.batch_size):
+            mine = voxels.coords[rows, 0] == scene
+            scores = raw.logits[rows[mine]].sigmoid()
+            labels = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+            found.append(Detections(Boxes(boxes[mine]), scores, labels))
+        return found
+
+
+def _block(conv: nn.Module, channels: int) -> VoxelSequential:
+    """A convolution ("0"), its batch norm ("1") and a ReLU."""
+    return VoxelSequential(conv, VoxelBatchNorm(channels), nn.ReLU())
+
+
+def _drawn(voxels: SparseVoxels, limit: int) -> Tensor:
+    """Mask [N] of ``limit`` voxels of each scene at random, all where there are no more."""
+    return voxels.best(torch.rand(len(voxels), device=voxels.device), limit)
+
+
+def _number(limit: int | Sequence[int]) -> int:
+    """``limit``, or a number drawn between its two, both included."""
+    if isinstance(limit, int):
+        return limit
+    return int(torch.randint(limit[0], limit[1] + 1, ()))
