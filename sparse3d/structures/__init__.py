@@ -5,6 +5,8 @@ from .cameras import Camera
 from .gaussians import Gaussians, Rendering
 from .grid import IndexCache, VoxelGrid
 from .sample import Batch, Detections, Sample, collate
+from .sparse_points import SparsePoints
+from .sweeps import Flow, SweepPair
 from .voxels import SparseVoxels
 
 __all__ = [
@@ -12,11 +14,14 @@ __all__ = [
     "Boxes",
     "Camera",
     "Detections",
+    "Flow",
     "Gaussians",
     "IndexCache",
     "Rendering",
     "Sample",
     "SparseVoxels",
+    "SweepPair",
+    "SparsePoints",
     "VoxelGrid",
     "collate",
     "wrap_angle",
