@@ -1,0 +1,50 @@
+"""One Gaussian where several views found the same piece of surface."""
+
+import torch
+from torch import Tensor
+
+from sparse3d.ops.voxelize import segment_reduce
+from sparse3d.structures import SparseVoxels, VoxelGrid
+
+OCTAVE = VoxelGrid((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+
+
+def merge_near(points: Tensor, sizes: Tensor, doubt: Tensor) -> Tensor:
+    """Rows [M] int64, ascending, of the least doubtful point of every voxel.
+
+    A point's voxel is as large as the point itself, to a factor of 1.5: points are sorted into
+    octaves by size, each a sample of one SparseVoxels, so that near and far ones merge alike.
+
+    Args:
+        points: [N, 3] world units.
+        sizes: [N] edge of a point's voxel, world units, positive.
+        doubt: [N] the smallest stays; equal ones: the first.
+    """
+    if not len(points):
+        return torch.zeros(0, dtype=torch.int64)
+    octave = sizes.double().log2().round()
+    edge = 2.0**octave
+    sample = (octave - octave.min()).long()
+    scaled = (points.double() / edge[:, None]).clamp(-(2.0**20), 2.0**20)
+    voxels, row = SparseVoxels.from_points(
+        scaled, sample, OCTAVE, int(sample.max()) + 1, -doubt[:, None].float(), reduce="max"
+    )
+    best = voxels.features[row, 0] == -doubt.float()
+    order = torch.arange(len(points), dtype=torch.float64)
+    first = segment_reduce(-order[best][:, None], row[best], len(voxels), "max")
+    return (-first[:, 0]).long().sort().values
+
+
+def merge_to(
+    points: Tensor, sizes: Tensor, doubt: Tensor, most: int | None
+) -> tuple[Tensor, float]:
+    """``merge_near`` with voxels just large enough that at most ``most`` points stay.
+
+    Returns:
+        The rows, and the factor by which the voxels were enlarged (1: not at all).
+    """
+    rows, factor = merge_near(points, sizes, doubt), 1.0
+    while most is not None and len(rows) > most:
+        factor *= max((len(rows) / most) ** 0.5, 1.02)
+        rows = merge_near(points, sizes * factor, doubt)
+    return rows, factor

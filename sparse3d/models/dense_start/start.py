@@ -1,0 +1,259 @@
+"""How a scene begins: densely from matches (EDGS), from sparse points, or at random."""
+
+import time
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse3d.ops.neighbors import knn
+from sparse3d.registry import MODELS
+from sparse3d.structures import Gaussians, Sample, SparsePoints
+
+from .merge import merge_to
+from .photographs import Photograph, choose_neighbours, choose_references, scene_extent
+from .triangulation import lift, triangulate
+
+LEAST_MATCHES = 100
+"""Matches of a pair from which its poses can be judged."""
+
+
+@MODELS.register_module()
+class PointStart:
+    """One Gaussian per sparse point, as wide as its three nearest neighbours are far (3DGS).
+
+    Args:
+        opacity: of every Gaussian.
+        random: so many points at random where the data have none; 3DGS has 100,000.
+    """
+
+    def __init__(self, opacity: float = 0.1, random: int = 100_000):
+        self.opacity = opacity
+        self.random = random
+
+    def __call__(
+        self, samples: list[Sample], points: SparsePoints, sh_degree: int, most: int | None = None
+    ) -> tuple[Gaussians, dict[str, float]]:
+        """Gaussians, at most ``most``, and what to report of their making."""
+        if not len(points):
+            warnings.warn(
+                f"the data have no sparse points: {self.random} random ones are the start",
+                stacklevel=2,
+            )
+            points = random_points([_camera(s) for s in samples], self.random)
+        xyz, rgb = points.xyz, points.rgb
+        if most is not None and len(xyz) > most:
+            keep = torch.randperm(len(xyz))[:most]
+            xyz, rgb = xyz[keep], rgb[keep]
+        sizes = neighbour_distance(xyz)
+        return Gaussians.from_points(xyz, rgb, sizes, self.opacity, sh_degree), {}
+
+
+@MODELS.register_module()
+class DenseStart:
+    """EDGS: every reference view is matched densely with its neighbours and triangulated.
+
+    What EDGS does not do, and this does: neighbours share points and have parallax; a point must
+    lie in front of both cameras, be seen under an angle, and hit its match; a pair in which hardly
+    any match obeys the cameras is left out; Gaussians are as wide as their pixels are apart;
+    duplicates of several references become one.
+
+    Args:
+        matcher: config of the matcher.
+        references: most reference views.
+        neighbours: views with which each is matched.
+        matches: points per reference; EDGS takes 15,000 to 25,000.
+        max_miss: largest distance of a point from its match, in widths of the picture.
+        min_angle: smallest angle between the two rays, degrees.
+        least_share: share of a pair's matches that must obey the cameras.
+        opacity: of every Gaussian.
+        spread: standard deviation of a Gaussian, in distances of sampled pixels.
+        merge: edge of the voxel in which one Gaussian stays, in standard deviations; 0: no merging.
+        keep_points: add the sparse points where no dense one is near.
+        seed: of the choice of pixels and references.
+
+    Source: Kotovenko, Grebenkova, Ommer: EDGS, 2025.
+    """
+
+    def __init__(
+        self,
+        matcher: Mapping | None = None,
+        references: int = 180,
+        neighbours: int = 3,
+        matches: int = 15_000,
+        max_miss: float = 0.002,
+        min_angle: float = 1.0,
+        least_share: float = 0.2,
+        opacity: float = 0.5,
+        spread: float = 0.5,
+        merge: float = 1.0,
+        keep_points: bool = True,
+        seed: int = 0,
+    ):
+        self.matcher = MODELS.build(matcher or {"type": "FlowMatcher"})
+        self.references = references
+        self.neighbours = neighbours
+        self.matches = matches
+        self.max_miss = max_miss
+        self.min_angle = np.radians(min_angle)
+        self.least_share = least_share
+        self.opacity = opacity
+        self.spread = spread
+        self.merge = merge
+        self.keep_points = keep_points
+        self.seed = seed
+
+    def __call__(
+        self, samples: list[Sample], points: SparsePoints, sh_degree: int, most: int | None = None
+    ) -> tuple[Gaussians, dict[str, float]]:
+        """Gaussians, at most ``most``, and what to report of their making.
+
+        Raises:
+            ValueError: fewer than two photographs, or no pair with parallax or matches.
+        """
+        if len(samples) < 2:
+            raise ValueError(
+                f"the dense start has {len(samples)} photograph; it needs two of the same place at "
+                "least: add some, or begin from points: start=dict(type='PointStart')"
+            )
+        started = time.time()
+        pictures = [Photograph.from_sample(sample) for sample in samples]
+        found = self._all_references(pictures, points)
+        if not found:
+            raise ValueError(
+                f"no two of the {len(pictures)} photographs have matches that obey their cameras "
+                f"under at least {np.degrees(self.min_angle):.1f} degrees: the views have no "
+                "parallax, nothing in common, or wrong poses; take others, or begin from points: "
+                "start=dict(type='PointStart')"
+            )
+        xyz, rgb, sizes, doubt = (torch.cat(part) for part in zip(*found))
+        raw = len(xyz)
+        rows, factor = (
+            merge_to(xyz, sizes * self.merge, doubt, most)
+            if self.merge
+            else (torch.arange(raw)[:most], 1.0)
+        )
+        xyz, rgb, sizes = xyz[rows], rgb[rows], sizes[rows] * factor
+        if self.keep_points and len(points):
+            xyz, rgb, sizes = _add_sparse(xyz, rgb, sizes, points, most)
+        report = {
+            "start_seconds": time.time() - started,
+            "triangulated": raw,
+            "merged": len(rows),
+            "references": len(found),
+        }
+        return Gaussians.from_points(xyz, rgb, sizes, self.opacity, sh_degree), report
+
+    def _all_references(self, pictures: list[Photograph], points: SparsePoints) -> list[tuple]:
+        cameras, names = [p.camera for p in pictures], [p.name for p in pictures]
+        neighbours = choose_neighbours(names, cameras, points, self.neighbours)
+        generator = np.random.default_rng(self.seed)
+        found, odd = [], {}
+        for row in choose_references(cameras, self.references, self.seed):
+            others = [pictures[j] for j in neighbours[row]]
+            part, shares = self._one_reference(pictures[row], others, generator)
+            found += [part] if part is not None else []
+            for other, share in zip(others, shares):
+                if share is not None and share < self.least_share:
+                    odd.setdefault(names[row], []).append(f"{other.name} {100 * share:.0f} %")
+        if odd:
+            shown = "; ".join(f"{name} with {', '.join(pairs)}" for name, pairs in odd.items())
+            warnings.warn(
+                "matches that do not obey the cameras: wrong poses, or too little in common. Left "
+                f"out (share of matches that do): {shown[:400]}",
+                stacklevel=3,
+            )
+        return found
+
+    def _one_reference(self, picture: Photograph, others: list[Photograph], generator):
+        """Points, colours, sizes and doubt of one reference (or None), and each pair's share."""
+        height, width = picture.gray.shape
+        y, x = np.mgrid[0:height, 0:width]
+        pixels = torch.from_numpy(np.stack([x, y], 2).reshape(-1, 2)).float()
+        depth = torch.zeros(len(pixels))
+        doubt = torch.full((len(pixels),), float("inf"))
+        shares: list[float | None] = []
+        for other in others:
+            matches = self.matcher(picture, other)
+            matched = torch.from_numpy(matches.certainty).reshape(-1) > 0
+            rows = matched.nonzero()[:, 0]
+            target = torch.from_numpy(matches.target).reshape(-1, 2)[rows]
+            two = triangulate(picture.camera, pixels[rows], other.camera, target)
+            obeys = two.in_front & (two.miss < self.max_miss * width)
+            share = float(obeys.float().mean()) if len(rows) >= LEAST_MATCHES else None
+            shares.append(share)
+            if share is None or share < self.least_share:
+                continue
+            better = obeys & (two.angle > self.min_angle) & (two.doubt < doubt[rows])
+            depth[rows[better]], doubt[rows[better]] = two.depth[better], two.doubt[better]
+        good = doubt.isfinite().numpy().reshape(height, width)
+        if not good.any():
+            return None, shares
+        chosen, step = sample_evenly(good, self.matches, generator)
+        color = torch.from_numpy(picture.image).reshape(-1, 3)[chosen].float() / 255
+        focal = float(picture.camera.K[0, 0] + picture.camera.K[1, 1]) / 2
+        sizes = self.spread * step * depth[chosen] / focal
+        return (
+            lift(picture.camera, pixels[chosen], depth[chosen]),
+            color,
+            sizes,
+            doubt[chosen],
+        ), shares
+
+
+def sample_evenly(good: np.ndarray, most: int, generator) -> tuple[Tensor, float]:
+    """One random pixel of ``good`` [H, W] in every square of a grid that has ``most`` squares.
+
+    Returns:
+        Flat rows [M] int64, ascending, M about ``most``, and the distance of two, pixels.
+    """
+    step = max((good.sum() / most) ** 0.5, 1.0)
+    rows = np.flatnonzero(good)
+    y, x = np.divmod(rows, good.shape[1])
+    square = (y / step).astype(np.int64) * good.shape[1] + (x / step).astype(np.int64)
+    shuffled = generator.permutation(len(rows))
+    _, first = np.unique(square[shuffled], return_index=True)
+    return torch.from_numpy(np.sort(rows[shuffled[first]])), float(step)
+
+
+def neighbour_distance(points: Tensor) -> Tensor:
+    """[N] root of the mean squared distance to the three nearest others; at least 1e-7."""
+    count = min(4, len(points))
+    if count < 2:
+        return torch.full((len(points),), 1e-2)
+    _, squared = knn(points, points, count)
+    return squared[:, 1:].mean(1).clamp(min=1e-14).sqrt()
+
+
+def random_points(cameras: list, count: int) -> SparsePoints:
+    """Grey points in the cube of three extents around the place where the cameras look."""
+    centers = torch.stack([camera.center for camera in cameras])
+    axes = torch.stack([camera.axis for camera in cameras])
+    # The point nearest to all optical axes.
+    flat = torch.eye(3) - axes[:, :, None] * axes[:, None]
+    system = flat.sum(0) + 1e-3 * torch.eye(3)
+    middle = torch.linalg.solve(
+        system, (flat @ centers[..., None]).sum(0) + 1e-3 * centers.mean(0)[:, None]
+    )
+    half = max(scene_extent(cameras), float((centers - middle[:, 0]).norm(dim=1).mean()))
+    xyz = middle[:, 0] + 1.5 * half * (2 * torch.rand(count, 3) - 1)
+    return SparsePoints(xyz, torch.rand(count, 3))
+
+
+def _camera(sample: Sample):
+    return next(iter(sample.cameras.values()))
+
+
+def _add_sparse(xyz, rgb, sizes, points: SparsePoints, most: int | None):
+    """Dense points, then the sparse ones that no dense one is near."""
+    far = neighbour_distance(points.xyz)
+    _, squared = knn(points.xyz, xyz, 1)
+    lonely = squared[:, 0].sqrt() > far
+    lonely &= lonely.cumsum(0) <= (len(lonely) if most is None else most - len(xyz))
+    return (
+        torch.cat([xyz, points.xyz[lonely]]),
+        torch.cat([rgb, points.rgb[lonely]]),
+        torch.cat([sizes, far[lonely] * 0.5]),
+    )
