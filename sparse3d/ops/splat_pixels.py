@@ -1,0 +1,296 @@
+"""Projected Gaussians on pixels: tile lists and front-to-back compositing, with gradients.
+
+Names, arguments and numeric rules are those of gsplat 1.5.3. Features may have any width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import backend
+from .reference import splat_pixels as reference
+
+# Entries of all tile lists together; more is taken for a mistake (2^28 entries hold 3 GB).
+MOST_ENTRIES = 2**28
+
+
+def isect_tiles(
+    means2d: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    tile_size: int,
+    tile_width: int,
+    tile_height: int,
+    packed: bool = False,
+    n_images: int | None = None,
+    image_ids: Tensor | None = None,
+    conics: Tensor | None = None,
+    opacities: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lists the Gaussians of every tile from front to back; of equal depths the lower row first.
+
+    Args:
+        means2d: [..., N, 2] pixels, or [nnz, 2] when packed.
+        radii: [..., N, 2] int32 half sizes of the boxes in pixels; 0: not listed.
+        depths: [..., N].
+        tile_size: edge of a tile in pixels.
+        tile_width: tiles in a row; likewise ``tile_height``.
+        packed: rows of all images are in one list; needs ``n_images`` and ``image_ids`` [nnz].
+        conics: [..., N, 3], with ``opacities`` [..., N]: lets an implementation leave out tiles in
+            which no pixel reaches an alpha of 1/255.
+
+    Returns:
+        tiles_per_gauss [..., N] int32; isect_ids [L] int64, ascending: image, tile and depth bits;
+        flatten_ids [L] int32: the row, in all images together, that each entry belongs to.
+
+    Raises:
+        MemoryError: the lists would hold more than ``MOST_ENTRIES``.
+    """
+    shape = depths.shape
+    images = n_images if packed else math.prod(shape[:-1])
+    if not packed:
+        image_ids = torch.arange(images, device=depths.device).repeat_interleave(shape[-1])
+    exact = conics is not None and opacities is not None
+    rows = [means2d.reshape(-1, 2).detach(), radii.reshape(-1, 2), depths.reshape(-1).detach()]
+    shapes = [conics.reshape(-1, 3), opacities.reshape(-1)] if exact else [None, None]
+    counts, ids, flat = _list_tiles(
+        *rows, image_ids, *shapes, tile_size, [tile_width, tile_height], images
+    )
+    return counts.reshape(shape), ids, flat
+
+
+def isect_offset_encode(
+    isect_ids: Tensor, n_images: int, tile_width: int, tile_height: int
+) -> Tensor:
+    """[I, tile_height, tile_width] int32: where each tile's list begins in ``isect_ids``."""
+    return reference.tile_starts(isect_ids, n_images, (tile_width, tile_height))
+
+
+def rasterize_to_pixels(
+    means2d: Tensor,
+    conics: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    image_width: int,
+    image_height: int,
+    tile_size: int,
+    isect_offsets: Tensor,
+    flatten_ids: Tensor,
+    backgrounds: Tensor | None = None,
+    masks: Tensor | None = None,
+    packed: bool = False,
+    absgrad: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Blends the listed Gaussians, front to back.
+
+    Args:
+        means2d: [..., N, 2] pixels, or [nnz, 2] when packed; pixel centres lie at + 0.5.
+        conics: [..., N, 3] inverse covariances (xx, xy, yy).
+        colors: [..., N, D], any D.
+        opacities: [..., N].
+        image_width: in pixels; likewise ``image_height``.
+        tile_size: edge of a tile in pixels.
+        isect_offsets: [..., tile_height, tile_width] int32.
+        flatten_ids: [L] int32.
+        backgrounds: [..., D], added behind what is left of the light.
+        masks: [..., tile_height, tile_width] bool; a False tile shows the background.
+        packed: as in ``isect_tiles``; leading dimensions are then those of ``isect_offsets``.
+        absgrad: the backward pass sets ``means2d.absgrad``, the sum over pixels of the absolute
+            gradient of ``means2d``.
+
+    Returns:
+        colors [..., H, W, D] and alphas [..., H, W, 1].
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    dims = isect_offsets.shape[:-2] if packed else means2d.shape[:-2]
+    _check(means2d, conics, colors, opacities, backgrounds, masks, isect_offsets, dims)
+    tiles = isect_offsets.shape[-2:]
+    if tiles[0] * tile_size < image_height or tiles[1] * tile_size < image_width:
+        raise ValueError(
+            f"{tiles[1]} x {tiles[0]} tiles of {tile_size} pixels do not cover a picture of "
+            f"{image_width} x {image_height}"
+        )
+    image, transmittance, _ = _composite(
+        means2d,
+        conics,
+        colors,
+        opacities,
+        backgrounds,
+        masks,
+        isect_offsets.reshape(-1, *tiles),
+        flatten_ids,
+        [image_width, image_height],
+        tile_size,
+        absgrad,
+    )
+    image = image.reshape(*dims, image_height, image_width, colors.shape[-1])
+    return image, (1 - transmittance).reshape(*dims, image_height, image_width, 1)
+
+
+def _check(means2d, conics, colors, opacities, backgrounds, masks, offsets, dims) -> None:
+    rows = means2d.shape[:-1]
+    wanted = {
+        "means2d": (means2d, (*rows, 2)),
+        "conics": (conics, (*rows, 3)),
+        "colors": (colors, (*rows, colors.shape[-1])),
+        "opacities": (opacities, rows),
+        "backgrounds": (backgrounds, (*dims, colors.shape[-1])),
+        "masks": (masks, offsets.shape),
+        "isect_offsets": (offsets, (*dims, *offsets.shape[-2:])),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {tuple(shape)}")
+
+
+# ---------------------------------------------------------------------- operators
+
+
+@torch.library.custom_op("sparse3d::splat_list_tiles", mutates_args=())
+def _list_tiles(
+    means2d: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    image_ids: Tensor,
+    conics: Tensor | None,
+    opacities: Tensor | None,
+    tile_size: int,
+    tiles: list[int],
+    images: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = [_contiguous(x) for x in (means2d, radii)]
+    shapes = [_contiguous(x) for x in (conics, opacities)]
+    counts = backend.choose(COUNT_TILES, means2d)(*rows, *shapes, tile_size, tiles)
+    total = int(counts.sum(dtype=torch.int64))
+    if total > MOST_ENTRIES:
+        raise MemoryError(
+            f"{len(counts)} Gaussians reach {total} tiles of {tile_size} pixels together; at most "
+            f"{MOST_ENTRIES} are allowed: use fewer or smaller Gaussians, smaller pictures or "
+            "fewer cameras at a time"
+        )
+    order = [_contiguous(x) for x in (depths, image_ids.long())]
+    kernel = backend.choose(LIST_TILES, means2d)
+    return counts, *kernel(*rows, *order, *shapes, counts, tile_size, tiles, images)
+
+
+@torch.library.custom_op("sparse3d::splat_composite", mutates_args=())
+def _composite(
+    means2d: Tensor,
+    conics: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    backgrounds: Tensor | None,
+    masks: Tensor | None,
+    offsets: Tensor,
+    ids: Tensor,
+    size: list[int],
+    tile_size: int,
+    absgrad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _as_rows(means2d, conics, colors, opacities)
+    others = (_behind(backgrounds), _contiguous(masks), offsets.contiguous(), ids.contiguous())
+    return backend.choose(COMPOSITE, means2d)(*rows, *others, size, tile_size)
+
+
+@_composite.register_fake
+def _(means2d, conics, colors, opacities, backgrounds, masks, offsets, ids, size, *options):
+    shape = (len(offsets), size[1], size[0])
+    image = colors.new_empty(*shape, colors.shape[-1])
+    return image, colors.new_empty(shape), ids.new_empty(shape)
+
+
+@torch.library.custom_op("sparse3d::splat_composite_gradient", mutates_args=())
+def _composite_gradient(
+    grad_image: Tensor,
+    grad_transmittance: Tensor,
+    means2d: Tensor,
+    conics: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    backgrounds: Tensor | None,
+    masks: Tensor | None,
+    offsets: Tensor,
+    ids: Tensor,
+    transmittance: Tensor,
+    looked_at: Tensor,
+    size: list[int],
+    tile_size: int,
+    absolute: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = _as_rows(means2d, conics, colors, opacities)
+    others = (_behind(backgrounds), _contiguous(masks), offsets.contiguous(), ids.contiguous())
+    grads = (grad_image.contiguous(), grad_transmittance.contiguous())
+    kernel = backend.choose(COMPOSITE_GRADIENT, means2d)
+    state = (transmittance, looked_at, size, tile_size, absolute)
+    found = kernel(*grads, *rows, *others, *state)
+    shapes = (means2d, means2d, conics, colors, opacities)
+    return tuple(x.reshape(like.shape) for x, like in zip(found, shapes))
+
+
+@_composite_gradient.register_fake
+def _(grad_image, grad_transmittance, means2d, conics, colors, opacities, *others):
+    return tuple(torch.empty_like(x) for x in (means2d, means2d, conics, colors, opacities))
+
+
+def _setup(ctx, inputs, output):
+    *tensors, size, tile_size, ctx.absgrad = inputs
+    ctx.options = (size, tile_size)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*tensors, output[1], output[2])
+
+
+def _backward(ctx, grad_image, grad_transmittance, _):
+    means2d, *others, transmittance, looked_at = ctx.saved_tensors
+    state = (transmittance, looked_at, *ctx.options, ctx.absgrad)
+    found = _composite_gradient(grad_image, grad_transmittance, means2d, *others, *state)
+    d_means, absolute, *d_others = found
+    if ctx.absgrad:
+        means2d.absgrad = absolute
+    d_background = None
+    if ctx.needs_input_grad[4]:
+        d_background = torch.einsum("ihw,ihwd->id", transmittance, grad_image)
+        d_background = d_background.reshape(others[3].shape)
+    return d_means, *d_others, d_background, *[None] * 6
+
+
+_composite.register_autograd(_backward, setup_context=_setup)
+
+
+def _as_rows(means2d: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor) -> list[Tensor]:
+    flat = means2d.reshape(-1, 2), conics.reshape(-1, 3), colors.reshape(-1, colors.shape[-1])
+    return [x.contiguous() for x in (*flat, opacities.reshape(-1))]
+
+
+def _behind(backgrounds: Tensor | None) -> Tensor | None:
+    return None if backgrounds is None else backgrounds.reshape(-1, backgrounds.shape[-1])
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+# ---------------------------------------------------------------------- implementations
+
+COUNT_TILES = {
+    "reference": reference.count_tiles,
+    "native": reference.count_tiles,
+    "cuda": reference.count_tiles,
+}
+LIST_TILES = {
+    "reference": reference.list_tiles,
+    "native": reference.list_tiles,
+    "cuda": reference.list_tiles,
+}
+COMPOSITE = {
+    "reference": reference.composite,
+    "native": reference.composite,
+    "cuda": reference.composite,
+}
+COMPOSITE_GRADIENT = {
+    "reference": reference.composite_gradient,
+    "native": reference.composite_gradient,
+    "cuda": reference.composite_gradient,
+}
