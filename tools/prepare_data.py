@@ -1,4 +1,4 @@
-"""Make, index and check data: python tools/prepare_data.py world | database | check ..."""
+"""Make, index and check data: python tools/prepare_data.py world | rooms | database | check ..."""
 
 import argparse
 import sys
@@ -42,15 +42,36 @@ def make_world(args: argparse.Namespace) -> int:
     """Generate the procedural streets."""
     from sparse3d.datasets.world import make_world
 
-    asked = {"train": args.train, "val": args.val, "test": args.test}
-    if min(asked.values()) < 0:
-        raise ValueError(f"{asked} frames are asked for; a number must be 0 or more")
-    counts = {s: count for s, count in asked.items() if count} or {"train": 1000, "val": 200}
+    counts = split_counts(args, {"train": 1000, "val": 200})
     folder = make_world(
         Path(args.root), args.name, args.sensor, counts, seed=args.seed, workers=args.workers
     )
     print(f"{folder}: {', '.join(f'{count} {split}' for split, count in counts.items())} frames")
     return 0
+
+
+def make_rooms(args: argparse.Namespace) -> int:
+    """Generate furnished rooms with sentences."""
+    from sparse3d.datasets.world.rooms import make_rooms
+
+    counts = split_counts(args, {"train": 400, "val": 60})
+    folder = make_rooms(
+        Path(args.root), args.name, counts, args.seed, args.workers, args.points, args.sentences
+    )
+    print(f"{folder}: {', '.join(f'{count} {split}' for split, count in counts.items())} rooms")
+    return 0
+
+
+def split_counts(args: argparse.Namespace, usual: dict[str, int]) -> dict[str, int]:
+    """How many are asked for by split; ``usual`` where none are.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    asked = {"train": args.train, "val": args.val, "test": args.test}
+    if min(asked.values()) < 0:
+        raise ValueError(f"{asked} are asked for; a number must be 0 or more")
+    return {split: count for split, count in asked.items() if count} or usual
 
 
 def make_database(args: argparse.Namespace) -> int:
@@ -84,7 +105,7 @@ def check(args: argparse.Namespace) -> int:
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make, index and check data.")
-    commands = parser.add_subparsers(required=True, metavar="world | database | check")
+    commands = parser.add_subparsers(required=True, metavar="world | rooms | database | check")
 
     world = commands.add_parser("world", help="generate procedural streets")
     world.add_argument("--root", default="data/world")
@@ -98,6 +119,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--workers", type=int, default=1, help="processes (1)")
     world.set_defaults(run=make_world)
+
+    rooms = commands.add_parser("rooms", help="generate furnished rooms with sentences")
+    rooms.add_argument("--root", default="data/world")
+    rooms.add_argument("--name", default="rooms")
+    for split in ("train", "val", "test"):
+        text = "rooms (none of the three given: 400 to train, 60 to validate)"
+        rooms.add_argument(f"--{split}", type=int, default=0, help=text)
+    rooms.add_argument("--seed", type=int, default=0)
+    rooms.add_argument("--workers", type=int, default=1, help="processes (1)")
+    rooms.add_argument("--points", type=int, default=50_000, help="most points of a scan (50000)")
+    rooms.add_argument("--sentences", type=int, default=12, help="most sentences per room (12)")
+    rooms.set_defaults(run=make_rooms)
 
     database = commands.add_parser("database", help="cut out objects for ground-truth sampling")
     database.add_argument("--out", help="folder (the one that the config's transform names)")

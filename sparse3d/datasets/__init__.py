@@ -2,5 +2,6 @@
 
 from . import kitti, nuscenes, sampling, transforms, world
 from .base import PointDataset
+from .world import rooms
 
-__all__ = ["PointDataset", "kitti", "nuscenes", "sampling", "transforms", "world"]
+__all__ = ["PointDataset", "kitti", "nuscenes", "rooms", "sampling", "transforms", "world"]

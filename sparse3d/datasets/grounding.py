@@ -22,7 +22,18 @@ from .base import PointDataset, crop, in_range
 COLUMNS = ("x", "y", "z", "red", "green", "blue")
 KINDS = ("class", "attribute", "relation")
 VIEW_WORDS = frozenset(
-    "front behind back left right facing leftmost rightmost looking across".split()
+    (
+        "front",
+        "behind",
+        "back",
+        "left",
+        "right",
+        "facing",
+        "leftmost",
+        "rightmost",
+        "looking",
+        "across",
+    )
 )
 """Words that make a sentence depend on where one stands, as the published evaluations have them."""
 

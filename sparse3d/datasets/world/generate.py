@@ -6,10 +6,12 @@ disjoint seeds (``frame_seed``), so no test street is ever seen in training.
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -175,36 +177,46 @@ def make_world(
     for split in counts:
         frame_seed(split, seed, 0)
     folder = Path(root) / name
-    _write_info(folder, {"sensor": sensor, "seed": seed, "generation": GENERATION})
+    made = {"sensor": sensor, "seed": seed, "generation": GENERATION}
+    names = {"class_names": CLASS_NAMES, "kinds": KINDS, "semantics": SEMANTICS}
+    write_info(folder, made, names)
     jobs = []
     for split, count in counts.items():
         (folder / split).mkdir(exist_ok=True)
         jobs += [(split, i) for i in range(count) if not (folder / split / f"{i:06d}.npz").exists()]
-    _run(folder, seed, sensor, jobs, workers)
+    run_jobs(partial(_work, folder, seed, sensor), jobs, workers)
     return folder
 
 
-def _write_info(folder: Path, made: dict) -> None:
+def write_info(folder: Path, made: dict, more: dict) -> None:
+    """Writes ``folder/info.json``: how the world was ``made``, and ``more``.
+
+    Raises:
+        ValueError: the folder holds a world made otherwise.
+    """
     path = folder / "info.json"
     if path.exists():
         before = json.loads(path.read_text())
-        if {key: before.get(key) for key in made} != made:
+        before = {key: before.get(key) for key in made}
+        if before != made:
             raise ValueError(
-                f"{folder} holds a world made with sensor {before.get('sensor')!r}, seed "
-                f"{before.get('seed')} and generation {before.get('generation')}, not {made}; "
-                "choose another name or remove it"
+                f"{folder} holds a world made with {_told(before)}, not {_told(made)}; choose "
+                "another name or remove it"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    info = made | {"class_names": CLASS_NAMES, "kinds": KINDS, "semantics": SEMANTICS}
-    path.write_text(json.dumps(info, indent=1) + "\n")
+    path.write_text(json.dumps(made | more, indent=1) + "\n")
 
 
-def _run(folder: Path, seed: int, sensor: str, jobs: list, workers: int) -> None:
+def _told(made: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in made.items())
+
+
+def run_jobs(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
+    """Does ``work`` for each job in so many processes, with a progress bar."""
     from mmengine.utils import ProgressBar
 
     if not jobs:
         return
-    work = partial(_work, folder, seed, sensor)
     bar = ProgressBar(len(jobs))
     if workers <= 1:
         for job in jobs:
