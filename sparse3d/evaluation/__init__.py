@@ -1,5 +1,5 @@
 """Published metrics, by their published definition. Importing this room registers all of them."""
 
-from . import kitti, nuscenes
+from . import grounding, kitti, nuscenes
 
-__all__ = ["kitti", "nuscenes"]
+__all__ = ["grounding", "kitti", "nuscenes"]

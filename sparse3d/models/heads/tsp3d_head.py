@@ -5,7 +5,7 @@ three stages of the backbone (strides 16, 32, 64 as published).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,10 @@ class Judgement:
     Attributes:
         voxels: [N, C] with the encoder's features.
         logits: [N] of "to be pruned", or in the completion of "belongs to the target".
-        words: [B, T, C] that the encoder was given.
     """
 
     voxels: SparseVoxels
     logits: Tensor
-    words: Tensor
 
 
 @dataclass
@@ -45,7 +43,6 @@ class Grounding:
         logits: [M] score of each before the sigmoid.
         kept: judgements of the levels 1 and 2, by level.
         completion: judgement of the backbone's voxels of level 0.
-        padding: [B, T] bool, true where there is no word.
         remaining: voxels after each pruning, by the level that was judged.
     """
 
@@ -54,8 +51,7 @@ class Grounding:
     logits: Tensor
     kept: dict[int, Judgement]
     completion: Judgement
-    padding: Tensor
-    remaining: dict[int, SparseVoxels] = field(default_factory=dict)
+    remaining: dict[int, SparseVoxels]
 
 
 @MODELS.register_module()
@@ -78,7 +74,8 @@ class TSP3DHead(nn.Module):
             drawn anew, at test chosen by their coordinates (published: drawn then too).
         keep_most: voxels of level 0 and of level 1 per scene that stay in training: a number, or
             (least, most) of which one is drawn.
-        keep_cells: side, in cells of the level, of the cube about an object that is to stay.
+        keep_cells: side of the cube about an object that is to stay at level 1 and at level 2, in
+            cells of the level.
         nearest: voxels that speak for a box in training.
         key_limit: as in ``FusionEncoder`` (published: None).
         padding_in_norm: count the padding of the published implementation in the statistics of the
@@ -104,7 +101,7 @@ class TSP3DHead(nn.Module):
         attended: tuple[int, int] = (3200, 320),
         completion_limit: int = 2400,
         keep_most: tuple = ((1200, 3999), 4000),
-        keep_cells: float = 13 / 4,
+        keep_cells: tuple[float, float] = (13 / 4, 13 / 4),
         nearest: int = 32,
         key_limit: int | None = 4096,
         padding_in_norm: bool = False,
@@ -121,7 +118,7 @@ class TSP3DHead(nn.Module):
         self.thresholds, self.completion_threshold = tuple(thresholds), completion_threshold
         self.fallback, self.prune = fallback, prune
         self.attended, self.completion_limit = tuple(attended), completion_limit
-        self.keep_most, self.keep_cells = tuple(keep_most), keep_cells
+        self.keep_most, self.keep_cells = tuple(keep_most), tuple(keep_cells)
         self.nearest, self.padding_in_norm = nearest, padding_in_norm
 
         self.text_projector = nn.Sequential(
@@ -168,7 +165,7 @@ class TSP3DHead(nn.Module):
         raw = self.box(hidden.features).float()
         boxes = torch.cat([self.points(hidden) + raw[:, :3], raw[:, 3:].exp()], 1)
         logits = self.score(hidden.features)[:, 0].float()
-        return Grounding(hidden, boxes, logits, kept, completion, padding, remaining)
+        return Grounding(hidden, boxes, logits, kept, completion, remaining)
 
     def points(self, voxels: SparseVoxels) -> Tensor:
         """[N, 3] metres: the lower corners of the cells, which stand for them in TSP3D."""
@@ -189,7 +186,7 @@ class TSP3DHead(nn.Module):
         encoder = self.keep_encoders[level - 1]
         voxels, after = encoder(voxels, self._positions(voxels, limit), words, padding)
         logits = self.keep_logits[level - 1](voxels.features)[:, 0].float()
-        return Judgement(voxels, logits, words), after
+        return Judgement(voxels, logits), after
 
     def _refine(
         self, level: int, judged: Judgement, backbone: SparseVoxels
@@ -226,7 +223,7 @@ class TSP3DHead(nn.Module):
         positions = self._positions(voxels, limit)
         voxels, after = self.completion(voxels, positions, words, padding)
         logits = self.completion_logit(voxels.features)[:, 0].float()
-        return Judgement(voxels, logits, words), after
+        return Judgement(voxels, logits), after
 
     def _positions(self, voxels: SparseVoxels, padded: int) -> Tensor:
         points = self.points(voxels)
@@ -279,7 +276,8 @@ class TSP3DHead(nn.Module):
         for level, judged in raw.kept.items():
             rows = judged.voxels.coords[:, 0] == scene
             wanted = objects if level == 2 else objects[[target, *anchors]]
-            side = self.keep_cells * judged.voxels.stride[0] * self.grid.voxel_size[0]
+            cell = judged.voxels.stride[0] * self.grid.voxel_size[0]
+            side = self.keep_cells[level - 1] * cell
             near = losses.near_boxes(self.points(judged.voxels)[rows], wanted[:, :3], side)
             keep = keep + losses.keep_loss(judged.logits[rows], near)
         return {
@@ -301,6 +299,33 @@ class TSP3DHead(nn.Module):
             labels = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
             found.append(Detections(Boxes(boxes[mine]), scores, labels))
         return found
+
+    def remaining(self, raw: Grounding) -> list[SparseVoxels]:
+        """What each pruning left, coarse to fine, and last the voxels that have a box."""
+        return [*(raw.remaining[level] for level in (2, 1)), raw.voxels]
+
+    def explain(
+        self, stages: Sequence[SparseVoxels], text: Tensor, padding: Tensor
+    ) -> tuple[Grounding, Tensor]:
+        """As ``forward`` for a single scene, and the share [T] of its attention on each word.
+
+        That is the completion's last attention to the words, the mean over the voxels inside the
+        answer's box, or the one nearest to its centre.
+        """
+        attention, caught = self.completion.layers[-1].voxels_cross.attention, []
+        hook = attention.register_forward_pre_hook(lambda _, given: caught.append(given))
+        try:
+            raw = self(stages, text, padding)
+        finally:
+            hook.remove()
+        query, key, _, parts = caught[0]
+        words = key[parts[0][1]]
+        if not len(query) or not len(raw.logits):
+            return raw, words.new_full((len(words),), 1 / len(words))
+        box = raw.boxes[raw.logits.argmax()]
+        away = ((self.points(raw.completion.voxels) - box[:3]).abs() - box[3:] / 2).amax(1)
+        near = (away < 0) | (away == away.min())
+        return raw, attention.weights(query[near], words).mean(0)
 
 
 def _block(conv: nn.Module, channels: int) -> VoxelSequential:

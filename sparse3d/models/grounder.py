@@ -1,0 +1,203 @@
+"""TextGrounder: the box that a sentence means, from a coloured scan."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from sparse3d.registry import MODELS
+from sparse3d.structures import Batch, Detections, Sample, SparseVoxels, VoxelGrid
+
+from .preprocessor import BatchPreprocessor
+from .text import Span, TextTokens
+
+MEAN_COLOR = (109.8 / 255, 97.2 / 255, 83.8 / 255)
+"""Mean colour of ScanNet in 0..1, as TSP3D has it."""
+LARGEST_SCENE = 200.0
+"""Metres; a larger extent is warned of as a wrong unit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """How a sentence led to a box.
+
+    Attributes:
+        detections: the answer.
+        kept: [N, 3] metres, centres of the voxels that each pruning left, coarse to fine.
+        sizes: edge in metres of the voxels of each entry of ``kept``.
+        words: [T] share of the box's attention on each word; sums to 1.
+        spans: characters (begin, end) of each word; (0, 0): the sentence as a whole.
+    """
+
+    detections: Detections
+    kept: list[Tensor]
+    sizes: list[float]
+    words: Tensor
+    spans: list[Span]
+
+
+@MODELS.register_module()
+class TextGrounder(BaseModel):
+    """Words and voxels to one box per scene.
+
+    Args:
+        voxel_size: edge of a voxel in metres.
+        text: config of the encoder of sentences.
+        backbone: config of the sparse backbone.
+        head: config of the head.
+        encoder: config of the points' encoder. MeanEncoder averages a voxel's points; with
+            ``max_points=1`` it takes the first one in their order, as published.
+        mean_color: what is taken off the colours (0..1); a scan without colours has this one.
+    """
+
+    def __init__(
+        self,
+        voxel_size: float,
+        text: Mapping,
+        backbone: Mapping,
+        head: Mapping,
+        encoder: Mapping | None = None,
+        mean_color: Sequence[float] = MEAN_COLOR,
+    ):
+        super().__init__(data_preprocessor=BatchPreprocessor())
+        grid = VoxelGrid((float(voxel_size),) * 3, (0.0,) * 3)
+        encoder = encoder or {"type": "MeanEncoder"}
+        self.encoder = MODELS.build({**encoder, "grid": grid, "point_channels": 6})
+        self.text = MODELS.build({**text})
+        width = self.encoder.out_channels
+        self.backbone = MODELS.build({**backbone, "grid": grid, "in_channels": width})
+        widths = self.backbone.stage_channels[-3:]
+        derived = {"grid": grid, "in_channels": widths, "text_channels": self.text.out_channels}
+        self.head = MODELS.build({**head, **derived})
+        self.mean_color = tuple(mean_color)
+
+    def forward(self, batch: Batch, mode: str = "tensor"):
+        """Losses (mode 'loss'), detections ('predict') or the head's raw output ('tensor')."""
+        if mode == "loss":
+            return self.loss(batch)
+        if mode == "predict":
+            return self.predict(batch)
+        if mode == "tensor":
+            return self.raw(batch)[0]
+        raise ValueError(f"mode is {mode!r}; it must be 'loss', 'predict' or 'tensor'")
+
+    def raw(self, batch: Batch):
+        """The head's raw output and the words."""
+        voxels = self.voxels(batch)  # first: it says what is wrong with the batch
+        words = self.words(batch)
+        return self.head(self.backbone(voxels), words.features, words.padding), words
+
+    def voxels(self, batch: Batch) -> SparseVoxels:
+        """Voxels of all scenes: mean position and colour (0..1, less the mean colour).
+
+        Raises:
+            ValueError: no scenes, points without coordinates or colours, or not finite.
+        """
+        if not batch.samples:
+            raise ValueError("the batch has no samples; one at least is needed")
+        points = torch.cat([self._points(sample) for sample in batch.samples])
+        return self.encoder(points, batch.batch_index, len(batch))
+
+    def words(self, batch: Batch) -> TextTokens:
+        """The sentences' words.
+
+        Raises:
+            ValueError: a sample has no sentence.
+        """
+        for sample in batch.samples:
+            if sample.text is None:
+                raise ValueError(
+                    f"sample {sample.sample_id!r} has no text; a sentence is needed: "
+                    "Sample(points, text='the brown chair next to the window')"
+                )
+        return self.text([sample.text for sample in batch.samples])
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses by name; their sum is what is minimised.
+
+        Raises:
+            ValueError: a sample does not say which of its boxes its sentence means.
+        """
+        targets = [_target(sample) for sample in batch.samples]
+        anchors = [list(sample.meta.get("anchors", ())) for sample in batch.samples]
+        return self.head.loss(self.raw(batch)[0], batch.boxes, targets, anchors)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Detections]:
+        """The best box of each scene, none in a scene without points, with the sample attached."""
+        found = self.head.predict(self.raw(batch)[0])
+        return [replace(one, sample=sample) for one, sample in zip(found, batch.samples)]
+
+    @torch.no_grad()
+    def explain(self, sample: Sample) -> Explanation:
+        """The answer to one sentence, with what stayed of the scene and which words counted."""
+        batch = Batch([sample])
+        stages, words = self.backbone(self.voxels(batch)), self.words(batch)
+        raw, shares = self.head.explain(stages, words.features, words.padding)
+        detections = replace(self.head.predict(raw)[0], sample=sample)
+        left = self.head.remaining(raw)
+        size = self.head.grid.voxel_size[0]
+        return Explanation(
+            detections,
+            [voxels.centers() for voxels in left],
+            [voxels.stride[0] * size for voxels in left],
+            shares,
+            words.spans[0],
+        )
+
+    def _points(self, sample: Sample) -> Tensor:
+        """[P, 6] float32: metres, and colours less the mean."""
+        points, name = sample.points, sample.sample_id
+        if points.shape[1] not in (3, 6):
+            raise ValueError(
+                f"the points of sample {name!r} have {points.shape[1]} columns; x, y, z in metres, "
+                "or these and red, green, blue in 0..1, are needed"
+            )
+        points = points.float()
+        _check_extent(points, name)
+        if points.shape[1] == 3:
+            warnings.warn(
+                f"sample {name!r} has no colours: words of colour mean nothing in it", stacklevel=2
+            )
+            return torch.cat([points, torch.zeros_like(points)], 1)
+        color = points[:, 3:]
+        if len(color) and float(color.max()) > 1.5:
+            raise ValueError(
+                f"the colours of sample {name!r} go up to {float(color.max()):g}; they must be in "
+                "0..1: divide them by 255"
+            )
+        # bytes over 256, as published
+        scaled = (color - color.new_tensor(self.mean_color)) * (255 / 256)
+        return torch.cat([points[:, :3], scaled], 1)
+
+
+def _check_extent(points: Tensor, name: str) -> None:
+    """Warns of a scan so large that its unit must be another than metres."""
+    if not len(points):
+        return
+    extent = float((points[:, :3].amax(0) - points[:, :3].amin(0)).max())
+    if extent > LARGEST_SCENE:
+        warnings.warn(
+            f"sample {name!r} extends over {extent:g} m, which is implausible for rooms: its unit "
+            "may be millimetres or centimetres; divide the coordinates by 1000 or 100",
+            stacklevel=3,
+        )
+
+
+def _target(sample: Sample) -> int:
+    """The row of the box that the sentence means."""
+    rows = sample.meta.get("target")
+    if sample.boxes is None or rows is None or len(rows) != 1:
+        raise ValueError(
+            f"sample {sample.sample_id!r} does not say what its sentence means: it needs boxes and "
+            f"meta['target'], a list with one row of them (it has {rows})"
+        )
+    if not 0 <= rows[0] < len(sample.boxes):
+        raise ValueError(
+            f"meta['target'] of sample {sample.sample_id!r} is row {rows[0]} of "
+            f"{len(sample.boxes)} boxes"
+        )
+    return int(rows[0])
