@@ -51,14 +51,19 @@ def make_world(args: argparse.Namespace) -> int:
 
 
 def make_rooms(args: argparse.Namespace) -> int:
-    """Generate furnished rooms with sentences."""
-    from sparse3d.datasets.world.rooms import make_rooms
+    """Generate furnished rooms with sentences, and photographs of some."""
+    from sparse3d.datasets.world.rooms import make_pictures, make_rooms
 
-    counts = split_counts(args, {"train": 400, "val": 60})
-    folder = make_rooms(
-        Path(args.root), args.name, counts, args.seed, args.workers, args.points, args.sentences
-    )
-    print(f"{folder}: {', '.join(f'{count} {split}' for split, count in counts.items())} rooms")
+    root, pictures = Path(args.root), {"train": args.pictures}
+    counts = split_counts(args, {} if args.pictures else {"train": 400, "val": 60})
+    if counts:
+        sizes = args.points, args.sentences
+        folder = make_rooms(root, args.name, counts, args.seed, args.workers, *sizes)
+        print(f"{folder}: {', '.join(f'{count} {split}' for split, count in counts.items())} rooms")
+    if args.pictures:
+        views = args.frames, args.queries, tuple(args.size)
+        folder = make_pictures(root, args.name, pictures, args.seed, *views, workers=args.workers)
+        print(f"{folder}: {args.pictures} rooms, {args.frames} pictures and {args.queries} queries")
     return 0
 
 
@@ -130,6 +135,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     rooms.add_argument("--workers", type=int, default=1, help="processes (1)")
     rooms.add_argument("--points", type=int, default=50_000, help="most points of a scan (50000)")
     rooms.add_argument("--sentences", type=int, default=12, help="most sentences per room (12)")
+    text = "train rooms to take posed pictures of, into NAME/pictures (0)"
+    rooms.add_argument("--pictures", type=int, default=0, help=text)
+    rooms.add_argument("--frames", type=int, default=60, help="mapping pictures of a room (60)")
+    rooms.add_argument("--queries", type=int, default=20, help="pictures of another walk (20)")
+    rooms.add_argument("--size", type=int, nargs=2, default=(640, 480), help="pixels (640 480)")
     rooms.set_defaults(run=make_rooms)
 
     database = commands.add_parser("database", help="cut out objects for ground-truth sampling")

@@ -3,5 +3,6 @@
 from .dataset import WorldRooms
 from .furniture import CLASS_NAMES
 from .generate import SEMANTICS, make_room, make_rooms
+from .pictures import make_pictures
 
-__all__ = ["CLASS_NAMES", "SEMANTICS", "WorldRooms", "make_room", "make_rooms"]
+__all__ = ["CLASS_NAMES", "SEMANTICS", "WorldRooms", "make_pictures", "make_room", "make_rooms"]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import furniture
-from .furniture import MAKERS, Piece
+from . import furniture, pieces
+from .furniture import MAKERS
+from .pieces import Piece
 from .textures import Surface, draw_surface
 
 SUPPORTS = ("table", "desk", "cabinet", "nightstand")
@@ -350,7 +351,7 @@ def _on_bed(rng: np.random.Generator, interior: Interior, piece: Piece) -> int |
         if host.piece.kind == "bed":
             height = float(
                 host.piece.mesh.vertices[
-                    host.piece.mesh.faces[host.piece.mesh.material == furniture.MAIN]
+                    host.piece.mesh.faces[host.piece.mesh.material == pieces.MAIN]
                 ].max((0, 1))[2]
             )
             x = -deep / 2 + piece.size[0] / 2 + 0.1 + rng.uniform(0, 0.05)

@@ -88,13 +88,25 @@ class Stage:
 
     def color(self, points: np.ndarray, face: np.ndarray, eye: np.ndarray) -> np.ndarray:
         """[P, 3] in 0..1 of ``points`` [P, 3] on faces [P], seen from ``eye`` [P, 3] or [3]."""
-        normal = self.normals[face]
-        toward = ((eye - points) * normal).sum(1) < 0
-        normal = np.where(toward[:, None], -normal, normal)
+        albedo = self.albedo(points, face, eye)
+        return np.clip(albedo * self.lit(points, face, eye)[:, None], 0, 1)
+
+    def albedo(self, points: np.ndarray, face: np.ndarray, eye: np.ndarray) -> np.ndarray:
+        """[P, 3] colours without light; arguments as of ``color``."""
         cos, sin = np.cos(self._yaw[face]), np.sin(self._yaw[face])
         local = _turn_back(points - self._shift[face], cos, sin)
-        albedo = paint(self.surfaces, self.surface[face], local, _turn_back(normal, cos, sin))
-        return np.clip(albedo * self.light(points, normal)[:, None], 0, 1)
+        normal = _turn_back(self._facing(points, face, eye), cos, sin)
+        return paint(self.surfaces, self.surface[face], local, normal)
+
+    def lit(self, points: np.ndarray, face: np.ndarray, eye: np.ndarray) -> np.ndarray:
+        """[P] brightness; arguments as of ``color``."""
+        return self.light(points, self._facing(points, face, eye))
+
+    def _facing(self, points: np.ndarray, face: np.ndarray, eye: np.ndarray) -> np.ndarray:
+        """[P, 3] normals on the side of ``eye``."""
+        normal = self.normals[face]
+        away = ((eye - points) * normal).sum(1) < 0
+        return np.where(away[:, None], -normal, normal)
 
     def light(self, points: np.ndarray, normal: np.ndarray) -> np.ndarray:
         """[P] brightness of ``points`` [P, 3] with ``normal`` [P, 3]: about 0.5 to 1.1."""
