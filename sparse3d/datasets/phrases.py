@@ -8,10 +8,10 @@ import numpy as np
 from .grounding import Sentence
 from .sentences import SIZES, UNNAMED, Entity, Query, described, queries
 
-SHARES = {"class": 0.15, "attribute": 0.35, "relation": 0.5}
+SHARES = {"class": 0.25, "attribute": 0.4, "relation": 0.35}
 """How often which kind of sentence is wanted, where the room has it."""
 
-WEIGHTS = {"color": 4.0, "nearest": 2.0, "on": 2.0, "above": 2.0, "beside": 1.5}
+WEIGHTS = {"color": 6.0, "nearest": 2.0, "on": 2.0, "above": 2.0, "beside": 1.5}
 """How much more often than others an attribute or a relation is asked for."""
 
 ALONE = 0.2

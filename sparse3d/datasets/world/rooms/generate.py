@@ -22,7 +22,7 @@ from .layout import Interior, furnish
 from .render import Stage
 from .scan import scan
 
-GENERATION = 1
+GENERATION = 2
 """Raised whenever the same seed begins to give another room."""
 
 POINTS = 50_000
@@ -63,6 +63,7 @@ def make_room(
     rng = room_generator(split, seed, index, 1)
     room = scan(stage, rng, points)
     colors = [interior.things[i].piece.color for i in room.ids]
+    rng = room_generator(split, seed, index, 2)
     said = write_sentences(scene_name(split, index), entities(room, colors), rng, sentences)
     return Furnished(interior, stage, room, colors, said)
 
@@ -75,7 +76,10 @@ def build(split: str, seed: int, index: int) -> tuple[Interior, Stage]:
 
 
 def room_generator(split: str, seed: int, index: int, part: int) -> np.random.Generator:
-    """Random numbers of one part of a room: 0 its building, 1 its scan, 2 and on its pictures."""
+    """Random numbers of a part of a room.
+
+    0: its building, 1: its scan, 2: what is said of it, 3 and on: its pictures.
+    """
     return np.random.default_rng((frame_seed(split, seed, index), ROOMS, part))
 
 

@@ -121,7 +121,7 @@ def _stage(split: str, seed: int, index: int) -> tuple[Interior, Stage]:
 
 
 def _paths(interior: Interior, split: str, seed: int, index: int, counts) -> list[np.ndarray]:
-    rng = room_generator(split, seed, index, 2)
+    rng = room_generator(split, seed, index, 4)
     return [camera_path(interior, rng, count) for count in counts]
 
 
