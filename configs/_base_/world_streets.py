@@ -15,29 +15,28 @@ streets = dict(
     point_range=point_range,
     min_points=1,
 )
+thinning = dict(type="PointThinning", size=0.1)
 augmentation = [
     dict(
         type="GroundTruthSampling",
         database=data_root + "/database",
         counts=dict(car=0, truck=6, cyclist=10, pedestrian=12),
         min_points=5,
-        stop_epoch=5,
+        stop_epoch=6,
     ),
-    dict(type="RandomFlip"),
-    dict(type="RandomRotation"),
-    dict(type="RandomScaling"),
+    dict(type="RandomFlip"),  # streets look alike: turning them costs more steps than it gains
 ]
 train_dataloader = dict(
     batch_size=2,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(**streets, split="train", transforms=augmentation),
+    dataset=dict(**streets, split="train", transforms=[*augmentation, thinning]),
 )
 test_dataloader = dict(
     batch_size=2,
     num_workers=1,
     sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(**streets, split="test"),
+    dataset=dict(**streets, split="test", transforms=[thinning]),
 )
 test_evaluator = dict(type="NuScenesMetric", max_distance=32)

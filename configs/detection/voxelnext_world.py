@@ -17,9 +17,9 @@ model = dict(
         type="VoxelNeXtHead",
         kernel_size=1,
         box_weight=0.25,
-        decoding=dict(nms_threshold=0.2, nms_pre_max=500, nms_post_max=100),
+        decoding=dict(nms_threshold=[0.2] * 4, nms_pre_max=500, nms_post_max=100),
     ),
 )
 
 optim_wrapper = dict(precision="auto")
-train_cfg = dict(max_epochs=6)
+train_cfg = dict(max_epochs=7)

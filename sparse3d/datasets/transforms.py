@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse3d.ops.voxelize import canonical_order, voxelize
 from sparse3d.registry import TRANSFORMS
 from sparse3d.structures import Boxes, Sample
 
@@ -152,6 +153,28 @@ class PointShuffle:
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         return select_points(sample, torch.from_numpy(generator.permutation(len(sample.points))))
+
+
+@TRANSFORMS.register_module()
+class PointThinning:
+    """Keep one point of each cell of ``size`` metres: a scanner sees near things far too often.
+
+    The cell's point with the least coordinates stays, whatever the order of the points.
+    """
+
+    def __init__(self, size: float):
+        if not size > 0:
+            raise ValueError(f"size is {size}; it must be positive, in metres")
+        self.size = size
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        points = sample.points[:, :3].contiguous()
+        one = torch.zeros(len(points), dtype=torch.int64)
+        cells, index = voxelize(points, one, (self.size,) * 3, (0.0,) * 3, None)
+        order = canonical_order(sample.points, index, len(cells))
+        first = torch.ones(len(order), dtype=torch.bool)
+        first[1:] = index[order].diff() != 0
+        return select_points(sample, order[first])
 
 
 def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from sparse3d.datasets.transforms import (
     BoxRangeFilter,
     PointRangeFilter,
     PointShuffle,
+    PointThinning,
     RandomFlip,
     RandomRotation,
     RandomScaling,
@@ -202,6 +203,20 @@ def test_shuffle_keeps_points_and_follows_the_generator():
     assert not torch.equal(first.points, other.points)
     assert torch.equal(first.points.sort(0).values, before.points.sort(0).values)
     assert torch.allclose(first.points[:, :3] * 0.1, first.flow)
+
+
+def test_thinning_keeps_one_point_of_each_cell_in_any_order():
+    torch.manual_seed(0)
+    points = torch.rand(500, 4) * 3 - 1.5
+    cells = {tuple(cell) for cell in (points[:, :3] / 0.5).floor().int().tolist()}
+    thin = PointThinning(0.5)(Sample(points), generator(0)).points
+    kept = [tuple(cell) for cell in (thin[:, :3] / 0.5).floor().int().tolist()]
+    assert len(kept) == len(cells) and set(kept) == cells
+    shuffled = PointThinning(0.5)(Sample(points[torch.randperm(500)]), generator(0)).points
+    assert torch.equal(shuffled, thin)
+    assert len(PointThinning(0.5)(Sample(points[:0]), generator(0)).points) == 0
+    with pytest.raises(ValueError, match="-1"):
+        PointThinning(-1)
 
 
 # ---------------------------------------------------------------------- ground-truth sampling

@@ -36,6 +36,7 @@ class CenterHead(nn.Module):
         bn_momentum: of the batch norms.
         overlap: IoU that fixes the radius of a heat map bump.
         min_radius: least radius in cells.
+        box_reach: how many cells to each side of a centre's learn its box too; published: none.
         heatmap_weight: of the heat map's loss.
         box_weight: of the box code's loss, and of the DIoU loss.
         code_weights: of each code entry (x, y, z, three log sizes, cos, sin[, vx, vy]).
@@ -63,6 +64,7 @@ class CenterHead(nn.Module):
         bn_momentum: float = 0.1,
         overlap: float = 0.1,
         min_radius: int = 2,
+        box_reach: int = 0,
         heatmap_weight: float = 1.0,
         box_weight: float = 2.0,
         code_weights: Sequence[float] | None = None,
@@ -75,7 +77,7 @@ class CenterHead(nn.Module):
         self.groups = group_labels(groups or [class_names], self.class_names)
         self.frame = MapFrame.of(grid, stride)
         self.velocity, self.iou, self.diou = velocity, iou, diou
-        self.overlap, self.min_radius = overlap, min_radius
+        self.overlap, self.min_radius, self.box_reach = overlap, min_radius, box_reach
         self.heatmap_weight, self.box_weight = heatmap_weight, box_weight
         self.iou_weight, self.code_weights = iou_weight, check_code_weights(code_weights, velocity)
         self.decoding = CenterDecoding(**(decoding or {}))
@@ -130,6 +132,7 @@ class CenterHead(nn.Module):
                 self.velocity,
                 self.overlap,
                 self.min_radius,
+                self.box_reach,
             )
             for group in self.groups
         ]
@@ -189,7 +192,7 @@ def code_names(maps: dict[str, Tensor]) -> list[str]:
 
 
 def at_objects(maps: Tensor, target: CenterTargets) -> Tensor:
-    """Values [M, C] of ``maps`` [B, C, H, W] at the cells of the objects."""
+    """Values [M, C] of ``maps`` [B, C, H, W] at the cells that learn boxes."""
     return maps[target.sample, :, target.cell[:, 1], target.cell[:, 0]]
 
 

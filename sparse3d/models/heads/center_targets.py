@@ -1,7 +1,7 @@
 """What a centre head learns: heat maps and box codes from true boxes.
 
 CenterPoint (https://arxiv.org/abs/2006.11275) in the conventions of OpenPCDet. A box code is
-(offset x, offset y within the cell, z, log dx, log dy, log dz, cos yaw, sin yaw[, vx, vy]).
+(offset x, offset y from the cell's corner, z, log dx, log dy, log dz, cos yaw, sin yaw[, vx, vy]).
 """
 
 from dataclasses import dataclass
@@ -50,11 +50,13 @@ class MapFrame:
 
 @dataclass(frozen=True, eq=False)
 class CenterTargets:
-    """Targets of one class group: M objects over B samples.
+    """Targets of one class group over B samples: M cells that learn a box, one for each object.
+
+    With a ``reach`` an object has its neighbours' cells too.
 
     Attributes:
         heatmap: [B, classes, H, W], 1 at the cells of centres.
-        sample: [M] int64 sample of each object.
+        sample: [M] int64 sample of each cell.
         cell: [M, 2] int64 column and row.
         code: [M, 8] or [M, 10].
         boxes: [M, 7] or [M, 9] the true boxes.
@@ -77,6 +79,7 @@ def assign_centers(
     velocity: bool = False,
     overlap: float = 0.1,
     min_radius: int = 2,
+    reach: int = 0,
 ) -> CenterTargets:
     """Targets of one group of classes.
 
@@ -92,6 +95,7 @@ def assign_centers(
         velocity: whether the code has vx, vy.
         overlap: IoU that a box moved by the radius still has.
         min_radius: least radius in cells.
+        reach: how many cells to each side of a centre's learn the box as well.
 
     Raises:
         ValueError: a box is not finite, or velocities are asked for and not given.
@@ -107,7 +111,42 @@ def assign_centers(
     planes = len(boxes) * len(classes)
     heatmap = draw_gaussians(planes, size, sample * len(classes) + channel, cell, radius.long())
     heatmap = heatmap.view(len(boxes), len(classes), *size[::-1])
+    if reach:
+        owner, cell = neighbour_cells(sample, cells, cell, size, reach)
+        sample, cells, rows = sample[owner], cells[owner], rows[owner]
     return CenterTargets(heatmap, sample, cell, encode(rows, cells - cell), rows)
+
+
+def neighbour_cells(
+    sample: Tensor, center: Tensor, cell: Tensor, size: tuple[int, int], reach: int
+) -> tuple[Tensor, Tensor]:
+    """The cells around each centre that learn its box: those to which no other centre is nearer.
+
+    So the heat map's best cell may be a neighbour of the right one and still find the centre
+    (AFDet, https://arxiv.org/abs/2006.12671). The centre's own cell is always among them.
+
+    Args:
+        sample: [M] int64 sample of each object.
+        center: [M, 2] fractional column and row.
+        cell: [M, 2] int64 column and row.
+        size: (W, H), cells of the map.
+        reach: half side of the square of cells, without the middle one.
+
+    Returns:
+        Object [K] int64 and cell [K, 2] int64, object by object.
+    """
+    step = torch.arange(-reach, reach + 1, device=cell.device)
+    around = (cell[:, None] + torch.cartesian_prod(step, step)).flatten(0, 1)
+    owner = torch.arange(len(cell), device=cell.device).repeat_interleave(len(step) ** 2)
+    inside = ((around >= 0) & (around < around.new_tensor(size))).all(1)
+    owner, around = owner[inside], around[inside]
+    distance = (around + 0.5 - center[owner]).norm(dim=1)
+    place = (sample[owner] * size[1] + around[:, 1]) * size[0] + around[:, 0]
+    _, place = place.unique(return_inverse=True)
+    nearest = distance.new_full((len(place),), torch.inf)
+    nearest = nearest.scatter_reduce(0, place, distance, "amin")
+    keep = (distance == nearest[place]) | (around == cell[owner]).all(1)
+    return owner[keep], around[keep]
 
 
 def gather_objects(

@@ -70,6 +70,21 @@ def test_decoding_inverts_the_code():
     torch.testing.assert_close(back, boxes, rtol=1e-5, atol=1e-5)
 
 
+def test_neighbouring_cells_learn_the_nearest_box():
+    near = [2.9, *BOX[1:]]  # two cells further along x
+    target = assign([BOX, near, [-7.9, -3.9, *BOX[2:]]], [0, 1, 0], reach=1)
+    boxes = decode(target.code, target.cell, MapFrame.of(GRID, 2))
+    torch.testing.assert_close(boxes, target.boxes)
+    columns = sorted(zip(*target.cell.T.tolist(), target.boxes[:, 0].tolist()))
+    assert [(x, y) for x, y, owner in columns if owner < 0] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    middle = [(x, owner) for x, y, owner in columns if y == 3]
+    # column 10 lies between both: its middle is 1.2 cells from the first, 0.4 from the second
+    assert middle == [(x, pytest.approx(o)) for x, o in [(8, 1.3), (9, 1.3), (10, 2.9), (11, 2.9)]]
+    assert assign([BOX, BOX], [0, 1], reach=1).cell.tolist().count([9, 3]) == 2
+    plain = assign([BOX, near], [0, 1])
+    assert torch.equal(plain.heatmap, assign([BOX, near], [0, 1], reach=2).heatmap)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "cell"), [(-50.0, 0.0, [0, 4]), (50.0, 50.0, [15, 7]), (8.0, -4.0, [15, 0])]
 )
