@@ -1,7 +1,18 @@
 """Data sets: one file each, yielding Samples. Importing this room registers all of them."""
 
-from . import kitti, nuscenes, sampling, transforms, world
+from . import colmap, kitti, nuscenes, room_groups, sampling, transforms, transforms_json, world
 from .base import PointDataset
 from .world import rooms
 
-__all__ = ["PointDataset", "kitti", "nuscenes", "rooms", "sampling", "transforms", "world"]
+__all__ = [
+    "PointDataset",
+    "colmap",
+    "kitti",
+    "nuscenes",
+    "room_groups",
+    "rooms",
+    "sampling",
+    "transforms",
+    "transforms_json",
+    "world",
+]

@@ -1,3 +1,3 @@
 """What turns the crank: runner, hooks, checkpoints. Importing it registers hooks and schedules."""
 
-from . import hooks, optim, progress  # noqa: F401
+from . import hooks, optim, progress, splatting  # noqa: F401

@@ -85,6 +85,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     state = _state_of(checkpoint, path)
     meta = (checkpoint.get("meta") or {}) if "state_dict" in checkpoint else {}
+    if hasattr(model, "fit_to"):  # its tensors have as many rows as the scene that it holds
+        model.fit_to(state)
     problems = _misfits(state, model.state_dict())
     if problems:
         origin = meta.get("config") or meta.get("experiment_name")

@@ -311,13 +311,16 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
             ) from error
     else:
         cfg = copy.deepcopy(cfg)
-    for name in cfg_options or {}:
+    cfg_options = dict(cfg_options or {})
+    if "data_root" in cfg_options and isinstance(cfg.get("data_root"), str):
+        _move_data(cfg, str(cfg_options.pop("data_root")))
+    for name in cfg_options:
         if name.split(".")[0] not in PARTS:
             raise ValueError(
                 f"--cfg-options sets {name!r}, which would change nothing: a name must begin with "
                 f"one of {', '.join(PARTS)}"
             )
-    cfg.merge_from_dict(cfg_options or {})
+    cfg.merge_from_dict(cfg_options)
     for name in cfg:
         close = get_close_matches(name, PARTS, 1, 0.88)
         if name not in PARTS and close:
@@ -326,6 +329,23 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
                 "variable of your own needs a name less like it)"
             )
     return cfg
+
+
+def _move_data(cfg: Config, root: str) -> None:
+    """Put ``root`` wherever the config's own variable data_root stands, or begins a path."""
+    old = cfg.data_root
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(moved(inner) for inner in value)
+        if isinstance(value, str) and (value == old or value.startswith(old + "/")):
+            return root + value[len(old) :]
+        return value
+
+    for name in list(cfg):
+        cfg[name] = moved(cfg[name])
 
 
 def model_config(cfg: Config) -> ConfigDict:

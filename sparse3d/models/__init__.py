@@ -1,21 +1,35 @@
 """Encoders, backbones, heads and task models. Importing this fills the registry MODELS."""
 
-from . import detector, encoders, grounder, preprocessor, scene_flow, text
+from . import (
+    dense_start,
+    detector,
+    encoders,
+    grounder,
+    preprocessor,
+    scene_flow,
+    splat_strategies,
+    splatting,
+    text,
+)
 from .backbones import bev, dsvt, mink_resnet, sparse_resnet, sparse_unet
-from .heads import center_head, transfusion_head, tsp3d_head, voxelnext_head
+from .heads import center_head, object_teacher, transfusion_head, tsp3d_head, voxelnext_head
 
 __all__ = [
     "bev",
     "center_head",
+    "dense_start",
     "detector",
     "dsvt",
     "encoders",
     "grounder",
     "mink_resnet",
+    "object_teacher",
     "preprocessor",
     "scene_flow",
     "sparse_resnet",
     "sparse_unet",
+    "splat_strategies",
+    "splatting",
     "text",
     "transfusion_head",
     "tsp3d_head",

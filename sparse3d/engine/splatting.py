@@ -1,0 +1,77 @@
+"""What training a scene of Gaussians needs beyond other training: its beginning and its views."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS
+from torch.utils.data import Sampler
+
+from sparse3d.registry import HOOKS
+from sparse3d.structures import SparsePoints
+
+
+@DATA_SAMPLERS.register_module()
+class ViewSampler(Sampler):
+    """An epoch of a given number of steps: all views in random order, again and again.
+
+    Args:
+        dataset: of the views.
+        steps: views per epoch.
+        seed: of the order; each epoch has another.
+        shuffle: mmengine's loaders say it; the order is random in any case.
+
+    Raises:
+        ValueError: training in several processes, between which Gaussians would differ.
+    """
+
+    def __init__(self, dataset, steps: int = 100, seed: int = 0, shuffle: bool = True):
+        if get_world_size() > 1:
+            raise ValueError("a scene of Gaussians trains in one process: leave out --launcher")
+        if steps < 1:
+            raise ValueError(f"an epoch has {steps} steps; one at least is needed")
+        self.dataset = dataset
+        self.steps = steps
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        left = self.steps
+        while left > 0:
+            order = torch.randperm(len(self.dataset), generator=generator).tolist()
+            yield from order[:left]
+            left -= len(order)
+
+
+@HOOKS.register_module()
+class SplattingHook(Hook):
+    """Makes the Gaussians of the training views, unless weights were loaded or resumed."""
+
+    priority = "HIGH"
+
+    def before_train(self, runner) -> None:
+        model, dataset = runner.bare_model, runner.train_dataloader.dataset
+        names = [view.name for view in dataset.views]
+        if len(model):
+            model.schedule(runner.max_iters, names)
+            return
+        started = time.time()
+        print(f"matching and triangulating {len(dataset)} photographs ...", flush=True)
+        samples = [dataset[index] for index in range(len(dataset))]
+        points = getattr(dataset, "points", SparsePoints.none())
+        report = model.begin(samples, points, runner.max_iters)
+        report["start_seconds"] = round(time.time() - started, 2)
+        print(
+            f"the scene begins with {len(model)} Gaussians, made in {report['start_seconds']} s",
+            flush=True,
+        )
+        runner.logger.info(f"start: {report}")
