@@ -8,8 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from sparse3d.registry import HOOKS
-from sparse3d.visualization.report import write_report
-from sparse3d.visualization.scene import Scene
+from sparse3d.visualization.predictions import write_prediction
 
 from .checkpoints import read_checkpoint, save_atomic
 from .distributed import average_buffers
@@ -155,7 +154,7 @@ def remove_older(folder: Path, name: str, keep: int) -> None:
 
 
 class PictureHook(Hook):
-    """Writes a picture of every tested sample: from above, and in its cameras.
+    """Writes a picture of what was found in every tested sample.
 
     Args:
         folder: where to.
@@ -168,6 +167,5 @@ class PictureHook(Hook):
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         for found in outputs:
-            scene = Scene.from_detections(found, self.min_score)
-            name = re.sub(r"[^\w.-]+", "_", scene.title)
-            write_report(scene, self.folder / f"{name}.png")
+            name = re.sub(r"[^\w.-]+", "_", found.sample.sample_id)
+            write_prediction(found, self.folder / f"{name}.png", self.min_score)
