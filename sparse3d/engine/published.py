@@ -1,7 +1,7 @@
 """Published weights: from the reference implementations' parameter names and layouts to ours.
 
 A reference model is made of roles: vfe, backbone_3d, backbone_2d, dense_head of a detector;
-vision_backbone, text_projector, head of TSP3D. Each role has a table of rules here; the first rule
+vision_backbone, text_projector, head of TSP3D; scene_flow is the whole of FLOT or SCTN. Each role has a table of rules here; the first rule
 whose pattern matches a whole name renames it, and a name that no rule matches stays. Kernels of
 sparse convolutions change their layout by their shape.
 """
@@ -74,6 +74,12 @@ _TSP3D_HEAD: Rules = [
     (r"cls_conv\.(.*)", r"score.\1"),
 ]
 
+# FLOT -> FLOT, which keeps its names, and SCTN -> SCTN.
+_SCENE_FLOW: Rules = [
+    (r"minkowski_extractor\.(.*)", r"backbone.\1"),
+    (r"pct\.(.*)", r"attention.\1"),
+]
+
 PARTS = {
     "vfe": "encoder",
     "backbone_3d": "backbone",
@@ -85,7 +91,7 @@ PARTS = {
 }
 """Where a VoxelDetector or a TextGrounder has the module of each role."""
 
-MINKOWSKI = ("vision_backbone", "head")
+MINKOWSKI = ("vision_backbone", "head", "scene_flow")
 """Roles whose reference is written with MinkowskiEngine, whose modules wrap their parameters."""
 
 LAYOUTS = ("spconv1", "spconv2")
@@ -98,6 +104,7 @@ RULES: dict[str, Rules] = {
     "vision_backbone": [],
     "text_projector": [],
     "head": [*_TSP3D_HEAD],
+    "scene_flow": [*_SCENE_FLOW],
 }
 
 
@@ -131,6 +138,9 @@ def convert_detector(
     Raises:
         ValueError: tensors of another shape than the model's, or an unclear layout.
     """
+    whole = getattr(model, "published_role", None)
+    if whole is not None:
+        return _convert_whole(whole, state, model, layout)
     wanted, found, leftover = model.state_dict(), {}, []
     for role, part in PARTS.items():
         own = {n[len(role) + 1 :]: t for n, t in state.items() if n.startswith(f"{role}.")}
@@ -149,6 +159,17 @@ def convert_detector(
     foreign = [name for name in state if name.split(".")[0] not in PARTS]
     missing = [name for name in wanted if name not in found]
     return Conversion(found, missing, leftover, foreign)
+
+
+def _convert_whole(
+    role: str, state: Mapping[str, Tensor], model: nn.Module, layout: str
+) -> Conversion:
+    """As ``convert_detector`` for a model that is one role: names have no prefix."""
+    wanted = model.state_dict()
+    found = {n: t for n, t in translate_state(role, state, model, layout).items() if n in wanted}
+    _refuse("the checkpoint", _misshapen(found, wanted))
+    leftover = [name for name in state if our_name(role, name) not in wanted]
+    return Conversion(found, [name for name in wanted if name not in found], leftover, [])
 
 
 def convert_state(
@@ -190,7 +211,7 @@ def translate_state(
     }
     layout = _choose_layout(kernels, wanted, layout)
     renamed.update({name: _kernel(tensor, layout) for name, tensor in kernels.items()})
-    return renamed
+    return {name: _like(tensor, wanted.get(name)) for name, tensor in renamed.items()}
 
 
 def our_name(role: str, name: str) -> str:
@@ -218,6 +239,17 @@ def _linear(name: str, tensor: Tensor) -> Tensor:
     if name.endswith(".bias"):
         return tensor.reshape(-1)
     return tensor.squeeze(-1) if tensor.dim() == 3 else tensor
+
+
+def _like(tensor: Tensor, wanted: Tensor | None) -> Tensor:
+    """``tensor`` with the axes of length one that ``wanted`` has, where that is all they differ in.
+
+    A 1x1 convolution is declared (Cout, Cin, 1, 1) or (Cin, Cout), a scalar [1] or [].
+    """
+    if wanted is None or tensor.shape == wanted.shape:
+        return tensor
+    theirs, ours = ([n for n in t.shape if n != 1] for t in (tensor, wanted))
+    return tensor.reshape(wanted.shape) if theirs == ours else tensor
 
 
 def _inner(model: nn.Module, path: str) -> nn.Module | None:
