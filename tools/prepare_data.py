@@ -1,4 +1,4 @@
-"""Make, index and check data: python tools/prepare_data.py world | rooms | database | check ..."""
+"""Make, index and check data: python tools/prepare_data.py world | rooms | poses | check ..."""
 
 import argparse
 import sys
@@ -97,6 +97,18 @@ def make_database(args: argparse.Namespace) -> int:
     return 0
 
 
+def make_poses(args: argparse.Namespace) -> int:
+    """Find the cameras of a folder of photographs."""
+    from sparse3d.datasets.photographs import find_poses
+
+    found = find_poses(args.folder, args.camera_model, args.sequential)
+    print(
+        f"{found['registered']} of {found['photographs']} photographs have cameras; "
+        f"{found['points']} points, mean error {found['pixels']:.2f} px: {args.folder}/sparse/0"
+    )
+    return 0
+
+
 def check(args: argparse.Namespace) -> int:
     """Say what is wrong with the data; 1 if something serious is."""
     found = survey(open_plain(dataset_config(args)), args.limit or None)
@@ -110,7 +122,9 @@ def check(args: argparse.Namespace) -> int:
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make, index and check data.")
-    commands = parser.add_subparsers(required=True, metavar="world | rooms | database | check")
+    commands = parser.add_subparsers(
+        required=True, metavar="world | rooms | database | poses | check"
+    )
 
     world = commands.add_parser("world", help="generate procedural streets")
     world.add_argument("--root", default="data/world")
@@ -147,6 +161,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     database.add_argument("--limit", type=int, help="most objects of a class (all)")
     database.add_argument("--seed", type=int, default=0, help="of the choice under --limit")
     database.set_defaults(run=make_database)
+
+    poses = commands.add_parser("poses", help="find the cameras of photographs (pycolmap)")
+    poses.add_argument("folder", help="with the photographs in it or in its folder images")
+    poses.add_argument("--camera-model", default="SIMPLE_RADIAL", help="of COLMAP (SIMPLE_RADIAL)")
+    poses.add_argument("--sequential", action="store_true", help="the pictures are a video's")
+    poses.set_defaults(run=make_poses)
 
     checking = commands.add_parser("check", help="look for what is wrong with a data set")
     checking.add_argument("--limit", type=int, default=500, help="most frames (500; 0: all)")

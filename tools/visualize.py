@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ from sparse3d.engine.checkpoints import load_weights
 from sparse3d.engine.command_line import add_config_options, plain_errors
 from sparse3d.engine.runner import load_config, model_config
 from sparse3d.registry import DATASETS, MODELS
-from sparse3d.structures import collate
-from sparse3d.visualization import open3d_view, report
+from sparse3d.structures import Gaussians, Rendering, collate
+from sparse3d.visualization import open3d_view, renderings, report, web_view
 from sparse3d.visualization.scene import Scene
 
 SPLITS = ("val", "test", "train")
@@ -34,12 +35,17 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--window", action="store_true", help="open a 3-D window instead")
     parser.add_argument("--score", type=float, default=0.3, help="least score of a box (0.3)")
+    parser.add_argument("--web", help="a page to write (NAME.html), or a port to serve it on")
+    splats = parser.add_argument_group("of a scene of Gaussians")
+    splats.add_argument("--video", help="a flight through all views of the split: .mp4 or .avi")
+    splats.add_argument("--frames", type=int, default=120, help="of the video (120)")
+    splats.add_argument("--export", help="NAME.ply, NAME.compressed.ply or NAME.splat")
     add_config_options(parser)
     return parser.parse_args()
 
 
-def make_scene(args: argparse.Namespace) -> Scene:
-    """The sample asked for, with detections when there are weights.
+def find(args: argparse.Namespace) -> tuple:
+    """The data set, the sample asked for, the model and what it finds; None without weights.
 
     Raises:
         ValueError: the config has no such split, or the split no such sample.
@@ -56,18 +62,53 @@ def make_scene(args: argparse.Namespace) -> Scene:
         raise ValueError(f"--index is {args.index}; the split has {len(dataset)} samples")
     sample = dataset[args.index]
     if args.checkpoint is None:
-        return Scene.from_sample(sample)
+        return dataset, sample, None, None
     model = MODELS.build(model_config(cfg)).eval()
     load_weights(model, args.checkpoint)
     with torch.no_grad():
-        found = model.test_step(collate([sample]))[0]
-    return Scene.from_detections(found, args.score)
+        return dataset, sample, model, model.test_step(collate([sample]))[0]
+
+
+def show_on_the_web(where: str, scene: Scene | None, gaussians: Gaussians | None, cameras) -> None:
+    """Write a page, or serve it until the program is stopped."""
+    if not where.isdigit():
+        print("wrote", web_view.write_html(where, scene, gaussians, cameras))
+        return
+    web_view.serve(int(where), scene, gaussians, cameras)
+    print(f"http://127.0.0.1:{where} shows it; end with Ctrl-C", flush=True)
+    while True:
+        time.sleep(1)
+
+
+def show_gaussians(args: argparse.Namespace, dataset, model, found: Rendering) -> None:
+    """The rendering beside its photograph, and what else is asked for."""
+    print("wrote", *renderings.write_rendering(found, args.out))
+    gaussians = model.gaussians.to("cpu")
+    samples = [dataset[index] for index in range(len(dataset))]
+    cameras = [camera for sample in samples for camera in sample.cameras.values()]
+    if args.export:
+        print(f"wrote {gaussians.save(args.export)} Gaussians to {args.export}")
+    if args.video:
+        flight = renderings.camera_path(cameras, args.frames)
+        print(f"wrote {renderings.write_video(args.video, flight, model.render)} frames")
+    if args.web:
+        show_on_the_web(args.web, None, gaussians, cameras)
 
 
 def main() -> None:
     """Draw."""
     args = parse_args()
-    scene = make_scene(args)
+    dataset, sample, model, found = find(args)
+    if isinstance(found, Rendering):
+        show_gaussians(args, dataset, model, found)
+        return
+    if found is None:
+        scene = Scene.from_sample(sample)
+    else:
+        scene = Scene.from_detections(found, args.score)
+    if args.web:
+        show_on_the_web(args.web, scene, None, ())
+        return
     if args.window:
         open3d_view.show(scene)
         return

@@ -1,6 +1,17 @@
 """Data sets: one file each, yielding Samples. Importing this room registers all of them."""
 
-from . import colmap, kitti, nuscenes, room_groups, sampling, transforms, transforms_json, world
+from . import (
+    colmap,
+    kitti,
+    nuscenes,
+    room_groups,
+    sampling,
+    scannet,
+    spare,
+    transforms,
+    transforms_json,
+    world,
+)
 from .base import PointDataset
 from .world import rooms
 
@@ -12,6 +23,8 @@ __all__ = [
     "room_groups",
     "rooms",
     "sampling",
+    "scannet",
+    "spare",
     "transforms",
     "transforms_json",
     "world",
