@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import backend, native
 from .kernel_map import check_table, refuse_rows
+from .pairs import PairLists, cpu_level, pair_lists
 from .reference import conv as reference
 
 
@@ -62,14 +63,18 @@ def _sparse_conv(
     table: Tensor,
     reverse: Tensor | None,
     groups: int,
+    transposed: bool = False,
 ) -> Tensor:
+    """``transposed``: the weight is [K, Cout / groups, Cin], that of the other direction."""
     forward = backend.choose(SPARSE_CONV, features)
-    return forward(features.contiguous(), weight.contiguous(), bias, table.contiguous(), groups)
+    given = (features.contiguous(), weight.contiguous(), bias, table, groups)
+    return forward(*given, reverse, transposed)
 
 
 @_sparse_conv.register_fake
-def _(features, weight, bias, table, reverse, groups):
-    return features.new_empty(table.shape[1], weight.shape[2])
+def _(features, weight, bias, table, reverse, groups, transposed=False):
+    channels = weight.shape[1] * groups if transposed else weight.shape[2]
+    return features.new_empty(table.shape[1], channels)
 
 
 @torch.library.custom_op("sparse3d::sparse_conv_weight_grad", mutates_args=())
@@ -77,7 +82,7 @@ def _weight_grad(
     features: Tensor, grad: Tensor, table: Tensor, reverse: Tensor, groups: int
 ) -> Tensor:
     kernel = backend.choose(WEIGHT_GRAD, features)
-    return kernel(features.contiguous(), grad.contiguous(), table.contiguous(), groups)
+    return kernel(features.contiguous(), grad.contiguous(), table, groups, reverse)
 
 
 @_weight_grad.register_fake
@@ -86,7 +91,7 @@ def _(features, grad, table, reverse, groups):
 
 
 def _setup(ctx, inputs, output):
-    features, weight, bias, table, reverse, ctx.groups = inputs
+    features, weight, bias, table, reverse, ctx.groups, ctx.transposed = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(features, weight, table, reverse)
 
@@ -99,15 +104,17 @@ def _backward(ctx, grad):
         )
     d_features = d_weight = d_bias = None
     if ctx.needs_input_grad[0]:
-        flipped = _transpose(weight, ctx.groups)
-        d_features = _sparse_conv(grad, flipped, None, reverse, table, ctx.groups)
-    if ctx.needs_input_grad[1]:
+        flipped = not ctx.transposed
+        d_features = _sparse_conv(grad, weight, None, reverse, table, ctx.groups, flipped)
+    if ctx.needs_input_grad[1] and ctx.transposed:
+        d_weight = _weight_grad(grad, features, reverse, table, ctx.groups)
+    elif ctx.needs_input_grad[1]:
         d_weight = _weight_grad(features, grad, table, reverse, ctx.groups)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         # the weight of an input that is one everywhere: summed in the same fixed order
         rows = torch.arange(len(grad), dtype=torch.int32, device=grad.device)[None]
         d_bias = _weight_grad(grad.new_ones(len(grad), 1), grad, rows, rows, 1)[0, 0]
-    return d_features, d_weight, d_bias, None, None, None
+    return d_features, d_weight, d_bias, None, None, None, None
 
 
 def _setup_weight_grad(ctx, inputs, output):
@@ -119,8 +126,7 @@ def _backward_weight_grad(ctx, cotangent):
     features, grad, table, reverse = ctx.saved_tensors
     d_features = d_grad = None
     if ctx.needs_input_grad[0]:
-        flipped = _transpose(cotangent, ctx.groups)
-        d_features = _sparse_conv(grad, flipped, None, reverse, table, ctx.groups)
+        d_features = _sparse_conv(grad, cotangent, None, reverse, table, ctx.groups, True)
     if ctx.needs_input_grad[1]:
         d_grad = _sparse_conv(features, cotangent, None, table, reverse, ctx.groups)
     return d_features, d_grad, None, None, None
@@ -161,41 +167,78 @@ def _check(features, weight, table, reverse, groups) -> None:
 # ---------------------------------------------------------------------- implementations
 
 
+def _reference_conv(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    groups: int,
+    reverse: Tensor | None = None,
+    transposed: bool = False,
+) -> Tensor:
+    weight = _transpose(weight, groups) if transposed else weight
+    return reference.sparse_conv(features, weight, bias, table, groups)
+
+
+def _reference_weight_grad(
+    features: Tensor, grad: Tensor, table: Tensor, groups: int, reverse: Tensor | None = None
+) -> Tensor:
+    return reference.weight_grad(features, grad, table, groups)
+
+
 def _native_conv(
-    features: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, groups: int
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    groups: int,
+    reverse: Tensor | None = None,
+    transposed: bool = False,
 ) -> Tensor:
     if features.dtype != torch.float32:
-        return reference.sparse_conv(features, weight, bias, table, groups)
-    offsets, inputs, outputs = weight.shape
-    out = features.new_empty(table.shape[1], outputs)
-    sizes = (len(features), table.shape[1], offsets, groups, inputs, outputs // groups)
-    level, threads = _cpu_level(), native.threads()
+        return _reference_conv(features, weight, bias, table, groups, reverse, transposed)
+    pairs = _pairs(table, reverse, features)
     bias = None if bias is None else bias.contiguous()
-    wrong = native.call(
-        "s3d_sparse_conv", features, weight, bias, table, *sizes, out, level, threads
-    )
-    refuse_rows(wrong, table, len(features))
+    inputs = features.shape[1] // groups
+    outputs = weight.shape[1] if transposed else weight.shape[2] // groups
+    out = features.new_empty(table.shape[1], outputs * groups)
+    sizes = (table.shape[1], len(table), groups, inputs, outputs)
+    given = (features, weight, int(transposed), bias, None, None, 0, *pairs.arguments(), *sizes)
+    native.call("s3d_sparse_conv", *given, out, cpu_level(), native.threads())
     return out
 
 
-def _native_weight_grad(features: Tensor, grad: Tensor, table: Tensor, groups: int) -> Tensor:
+def _native_weight_grad(
+    features: Tensor, grad: Tensor, table: Tensor, groups: int, reverse: Tensor | None = None
+) -> Tensor:
     if features.dtype != torch.float32:
         return reference.weight_grad(features, grad, table, groups)
+    pairs = _pairs(table, reverse, features)
     inputs, outputs = features.shape[1] // groups, grad.shape[1]
     result = features.new_empty(len(table), inputs, outputs)
-    sizes = (len(features), table.shape[1], len(table), groups, inputs, outputs // groups)
-    level, threads = _cpu_level(), native.threads()
-    wrong = native.call(
-        "s3d_sparse_conv_weight_grad", features, grad, table, *sizes, result, level, threads
-    )
-    refuse_rows(wrong, table, len(features))
+    sizes = (table.shape[1], len(table), groups, inputs, outputs // groups)
+    given = (features, grad, *pairs.arguments(), *sizes, result)
+    native.call("s3d_sparse_conv_weight_grad", *given, cpu_level(), native.threads())
     return result
 
 
+def _pairs(table: Tensor, reverse: Tensor | None, features: Tensor) -> PairLists:
+    pairs = pair_lists(table, reverse)
+    refuse_rows(pairs.highest >= len(features), table, len(features))
+    return pairs
+
+
 def _spconv_conv(
-    features: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, groups: int
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    groups: int,
+    reverse: Tensor | None = None,
+    transposed: bool = False,
 ) -> Tensor:
     """spconv, fed with the pairs of our table; runs on any device that spconv runs on."""
+    weight = _transpose(weight, groups) if transposed else weight
     pairs, counts = _pairs_of(table)
     if features.dtype == torch.float64 or not pairs.shape[2]:
         return reference.sparse_conv(features, weight, bias, table, groups)
@@ -240,23 +283,14 @@ def _pairs_of(table: Tensor) -> tuple[Tensor, Tensor]:
     return _known_pairs[table]
 
 
-def _cpu_level() -> int:
-    """The instruction set that $SPARSE3D_ISA asks for, as the kernels number it; 0: the best."""
-    name = native.cpu_level()
-    if name not in LEVELS:
-        raise ValueError(f"SPARSE3D_ISA is {name!r}; it must be one of {', '.join(LEVELS[1:])}")
-    return LEVELS.index(name)
-
-
 _known_pairs = WeakTensorKeyDictionary()
-LEVELS = ("", "plain", "avx2", "avx512")
 SPARSE_CONV = {
-    "reference": reference.sparse_conv,
+    "reference": _reference_conv,
     "native": _native_conv,
     "cuda": _spconv_conv,
 }
 WEIGHT_GRAD = {
-    "reference": reference.weight_grad,
+    "reference": _reference_weight_grad,
     "native": _native_weight_grad,
-    "cuda": reference.weight_grad,
+    "cuda": _reference_weight_grad,
 }

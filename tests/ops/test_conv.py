@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from sparse3d.ops import backend, conv, native
 from sparse3d.ops.conv import sparse_conv
 from sparse3d.ops.kernel_map import generative_map, strided_map, submanifold_map
+from sparse3d.ops.pairs import LEVELS
 from tests.voxel_cases import IMPLEMENTATIONS, at_cells, dense_weight, random_coords, to_dense
 
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -185,7 +186,7 @@ def test_worked_example(implementation):
 
 
 @pytest.mark.parametrize("channels,outputs,groups", WIDTHS)
-@pytest.mark.parametrize("level", conv.LEVELS[1:])
+@pytest.mark.parametrize("level", LEVELS[1:])
 @pytest.mark.parametrize("up", [False, True])
 def test_native_agrees_with_the_definition(channels, outputs, groups, level, up, monkeypatch):
     coords = random_coords((20, 19, 18), batch=1, share=0.12)
@@ -351,7 +352,7 @@ def test_shapes_that_do_not_fit_are_refused():
         sparse_conv(features, weight, found.table, found.table[:, :-1])
 
 
-@pytest.mark.parametrize("level", conv.LEVELS[1:])
+@pytest.mark.parametrize("level", LEVELS[1:])
 def test_a_table_of_other_voxels_is_refused_not_read_past_the_end(level, monkeypatch):
     found = submanifold_map(random_coords(), 3)
     features, weight, _ = (leaf.detach() for leaf in problem(found, 4, 6))

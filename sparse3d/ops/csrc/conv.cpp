@@ -1,4 +1,4 @@
-// Sparse convolution over an out-in table, and the gradient of its weights.
+// Sparse convolution over listed pairs of rows, and the gradient of its weights.
 //
 // Outputs are processed in blocks owned by one thread, all offsets inside: nothing is scattered, and no
 // result depends on the number of threads.
@@ -8,15 +8,14 @@
 #include <string.h>
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
-// Output rows per partial sum of the weight gradient: fixed, because it decides the order of the sum.
-constexpr int64_t GRADIENT_ROWS = 4096;
-constexpr int64_t LANES = 16;  // the widest vector: weights are padded to whole ones
+// Output rows per partial sum of the weight gradient, and most sums: fixed, because they decide the
+// order of addition.
+constexpr int64_t GRADIENT_ROWS = 8192, MOST_SUMS = 16;
 
 // level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
-static const ConvKernels& kernels(int64_t level) {
+const ConvKernels& conv_kernels(int64_t level) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -26,86 +25,115 @@ static const ConvKernels& kernels(int64_t level) {
   return conv_plain;
 }
 
-// Whether kernels read and write weights in place: whole vectors per group, or one channel each.
-static bool in_place(const ConvCall& q) { return q.cout % LANES == 0 || (q.cin == 1 && q.cout == 1); }
-
-static void lay_out_weights(ConvCall& q) {
-  const int64_t padded = (q.cout + LANES - 1) / LANES * LANES;
-  q.w_row = in_place(q) ? q.groups * q.cout : padded;
-  q.w_group = in_place(q) ? q.cout : q.cin * padded;
-  q.w_offset = in_place(q) ? q.cin * q.groups * q.cout : q.groups * q.cin * padded;
+// Counts the pairs of table [offsets, n_out] (the input row, negative where none) into
+// starts[1 + list]. Returns the largest row named, -1 where there is none.
+EXPORT int64_t s3d_conv_pairs_count(const int32_t* table, int64_t offsets, int64_t n_out, int64_t block,
+                                    int64_t* starts, int64_t threads) {
+  const int64_t blocks = (n_out + block - 1) / block;
+  int32_t highest = -1;
+  starts[0] = 0;
+#pragma omp parallel for num_threads(useful_threads(threads, blocks, 1)) reduction(max : highest)
+  for (int64_t b = 0; b < blocks; b++)
+    for (int64_t k = 0; k < offsets; k++) {
+      const int32_t* row_of = table + k * n_out + b * block;
+      const int64_t len = std::min(block, n_out - b * block);
+      int32_t n = 0, most = -1;
+      for (int64_t j = 0; j < len; j++) {
+        n += row_of[j] >= 0;
+        most = std::max(most, row_of[j]);
+      }
+      starts[1 + b * offsets + k] = n;
+      highest = std::max(highest, most);
+    }
+  for (int64_t i = 0; i < blocks * offsets; i++) starts[1 + i] += starts[i];
+  return highest;
 }
 
-// Calls copy(position in [offsets, cin, groups * cout], position in the padded layout) per row of a group.
-template <class Copy>
-static void for_weight_rows(const ConvCall& q, const Copy& copy) {
-  for (int64_t k = 0; k < q.offsets; k++)
-    for (int64_t g = 0; g < q.groups; g++)
-      for (int64_t i = 0; i < q.cin; i++)
-        copy(((k * q.cin + i) * q.groups + g) * q.cout, k * q.w_offset + g * q.w_group + i * q.w_row);
-}
-
-// x [n_in, cin * groups], w [offsets, cin, cout * groups], bias [cout * groups] or null,
-// table [offsets, n_out] -> y [n_out, cout * groups]. cin and cout are those of one group.
-// Returns 1 when the table names a row outside [0, n_in), else 0.
-EXPORT int64_t s3d_sparse_conv(const float* x, const float* w, const float* bias, const int32_t* table,
-                               int64_t n_in, int64_t n_out, int64_t offsets, int64_t groups,
-                               int64_t cin, int64_t cout, float* y, int64_t level, int64_t threads) {
-  ConvCall q = {x, w, bias, nullptr, table, y, n_in, n_out, offsets, groups, cin, cout, 0, 0, 0};
-  lay_out_weights(q);
-  std::vector<float> packed;
-  if (!in_place(q)) {
-    packed.assign(offsets * q.w_offset, 0.f);
-    for_weight_rows(q, [&](int64_t from, int64_t to) {
-      memcpy(packed.data() + to, w + from, sizeof(float) * cout);
-    });
-    q.w = packed.data();
-  }
-  const ConvKernels& kernel = kernels(level);
-  const int64_t block = std::clamp(n_out / (8 * threads), (int64_t)64, CONV_BLOCK);
-  const int team = useful_threads(threads, n_out, 2 * block);
-  std::atomic<bool> legal{true};
-#pragma omp parallel num_threads(team)
+// Lists the pairs that were counted: input rows, and output rows counted from their block's first.
+EXPORT int64_t s3d_conv_pairs_list(const int32_t* table, int64_t offsets, int64_t n_out, int64_t block,
+                                   const int64_t* starts, int32_t* in, uint16_t* out, int64_t level,
+                                   int64_t threads) {
+  const int64_t blocks = (n_out + block - 1) / block;
+  const ConvKernels& kernel = conv_kernels(level);
+#pragma omp parallel num_threads(useful_threads(threads, blocks, 1))
   {
-    std::vector<int32_t> lists(CONV_LIST);
+    std::vector<int32_t> own_in(block + 16);  // kernels write past the end of a list
+    std::vector<uint16_t> own_out(block + 16);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t first = 0; first < n_out; first += block)
-      if (!kernel.forward(q, first, std::min(block, n_out - first), lists.data())) legal = false;
+    for (int64_t b = 0; b < blocks; b++)
+      for (int64_t k = 0; k < offsets; k++) {
+        const int64_t len = std::min(block, n_out - b * block), list = b * offsets + k;
+        if (starts[list] == starts[list + 1]) continue;
+        const int32_t* row_of = table + k * n_out + b * block;
+        const int64_t n = kernel.list(row_of, len, own_in.data(), own_out.data());
+        memcpy(in + starts[list], own_in.data(), sizeof(int32_t) * n);
+        memcpy(out + starts[list], own_out.data(), sizeof(uint16_t) * n);
+      }
   }
-  return !legal;
+  return 0;
 }
 
-// dw [offsets, cin, cout * groups] of x, dy [n_out, cout * groups] and the table. The outputs are cut
-// into ranges whose sums are added in order. Returns 1 when the table names a row outside [0, n_in).
-EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, const int32_t* table,
-                                           int64_t n_in, int64_t n_out, int64_t offsets,
+static void lay_out_weights(ConvCall& q, int64_t width) {
+  const bool depthwise = q.cin == 1 && q.cout == 1;
+  q.w_group = depthwise ? 1 : (q.cout + width - 1) / width * width * q.cin;
+  q.w_offset = q.w_group * q.groups;
+}
+
+// x [n_in, cin * groups], w [offsets, cin, cout * groups] (transposed: [offsets, cout, cin * groups]),
+// bias, scale and shift [cout * groups] or null -> y [n_out, cout * groups] =
+// (bias + sum) * scale + shift, cut off at 0 with relu. cin and cout are those of one group.
+EXPORT int64_t s3d_sparse_conv(const float* x, const float* w, int64_t transposed, const float* bias,
+                               const float* scale, const float* shift, int64_t relu,
+                               const int64_t* starts, const int32_t* in, const uint16_t* out,
+                               int64_t block, int64_t mirror, int64_t n_out, int64_t offsets,
+                               int64_t groups, int64_t cin, int64_t cout, float* y, int64_t level,
+                               int64_t threads) {
+  const ConvKernels& kernel = conv_kernels(level);
+  ConvCall q = {x,     nullptr, bias,    scale,  shift, relu, nullptr, y, {starts, in, out, block, mirror},
+                n_out, offsets, groups, cin,   cout, 0,       0};
+  lay_out_weights(q, kernel.width);
+  const std::unique_ptr<float[], CacheLines> packed = cache_lines<float>(offsets * q.w_offset);
+  q.w = packed.get();
+#pragma omp parallel num_threads(useful_threads(threads, q.blocks(), 1))
+  {
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < offsets; k++) kernel.pack(q, w, transposed, k, packed.get() + k * q.w_offset);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t b = 0; b < q.blocks(); b++) kernel.forward(q, b);
+  }
+  return 0;
+}
+
+// dw [offsets, cin, cout * groups] of x and dy [n_out, cout * groups]. The outputs are cut into ranges
+// whose sums are added in order.
+EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, const int64_t* starts,
+                                           const int32_t* in, const uint16_t* out, int64_t block,
+                                           int64_t mirror, int64_t n_out, int64_t offsets,
                                            int64_t groups, int64_t cin, int64_t cout, float* dw,
                                            int64_t level, int64_t threads) {
-  ConvCall q = {x,    nullptr, nullptr, dy,     table, nullptr, n_in, n_out,
-                offsets, groups,  cin,     cout,   0,     0,       0};
-  lay_out_weights(q);
-  const ConvKernels& kernel = kernels(level);
-  const int64_t size = offsets * q.w_offset;
-  const int64_t ranges = (n_out + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
-  const int team = useful_threads(threads, ranges, 1);
-  memset(dw, 0, sizeof(float) * offsets * cin * cout * groups);
-  std::atomic<bool> legal{true};
-#pragma omp parallel num_threads(team)
+  const ConvKernels& kernel = conv_kernels(level);
+  const ConvCall q = {x,  nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr,
+                      {starts, in, out, block, mirror}, n_out, offsets, groups, cin, cout, 0, 0};
+  const int64_t size = cin * cout * groups, blocks = q.blocks();
+  const int64_t ranges = std::clamp(n_out / GRADIENT_ROWS, (int64_t)1, MOST_SUMS);
+  memset(dw, 0, sizeof(float) * offsets * size);
+  if (ranges == 1) {  // few rows, all in the cache: an offset belongs to one thread
+#pragma omp parallel for schedule(dynamic, 1) num_threads(useful_threads(threads, offsets, 1))
+    for (int64_t k = 0; k < offsets; k++)
+      for (int64_t b = 0; b < blocks; b++) kernel.gradient(q, b, k, dw + k * size);
+    return 0;
+  }
+#pragma omp parallel num_threads(useful_threads(threads, ranges, 1))
   {
-    std::vector<int32_t> lists(CONV_LIST);
-    std::vector<float> sum(size);
+    std::vector<float> sum(offsets * size);
 #pragma omp for schedule(dynamic, 1) ordered
     for (int64_t s = 0; s < ranges; s++) {
-      memset(sum.data(), 0, sizeof(float) * size);
-      const int64_t end = std::min(n_out, (s + 1) * GRADIENT_ROWS);
-      for (int64_t first = s * GRADIENT_ROWS; first < end; first += CONV_BLOCK)
-        if (!kernel.gradient(q, first, std::min(CONV_BLOCK, end - first), lists.data(), sum.data()))
-          legal = false;
+      memset(sum.data(), 0, sizeof(float) * offsets * size);
+      for (int64_t b = blocks * s / ranges; b < blocks * (s + 1) / ranges; b++)
+        for (int64_t k = 0; k < offsets; k++) kernel.gradient(q, b, k, sum.data() + k * size);
 #pragma omp ordered
-      for_weight_rows(q, [&](int64_t to, int64_t from) {
-        for (int64_t j = 0; j < cout; j++) dw[to + j] += sum[from + j];
-      });
+      for (int64_t i = 0; i < offsets * size; i++) dw[i] += sum[i];
     }
   }
-  return !legal;
+  return 0;
 }

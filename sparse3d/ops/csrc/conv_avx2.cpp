@@ -29,22 +29,18 @@ struct Vec {
   static Reg all(float s) { return _mm256_set1_ps(s); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 
-  // Pairs (input row, output row) of the outputs [first, first + len) that have an input. Rows from n_in
-  // on are left out and make it not legal.
-  static int64_t neighbours(const int32_t* row_of, int64_t first, int64_t len, int32_t n_in,
-                            int32_t* in, int32_t* out, bool& legal) {
+  static Reg positive(Reg v) { return _mm256_max_ps(v, _mm256_setzero_ps()); }
+
+  static int64_t list(const int32_t* row_of, int64_t len, int32_t* in, uint16_t* out) {
     int64_t n = 0;
     for (int64_t j = 0; j < len; j += 8) {
       const Mask valid = mask(len - j >= 8 ? 8 : (int)(len - j));
-      const __m256i i = _mm256_maskload_epi32(row_of + first + j, valid);
-      const int absent = _mm256_movemask_ps(_mm256_castsi256_ps(i));
-      int found = ~absent & _mm256_movemask_ps(_mm256_castsi256_ps(valid));
+      const __m256 i = _mm256_castsi256_ps(_mm256_maskload_epi32(row_of + j, valid));
+      int found = ~_mm256_movemask_ps(i) & _mm256_movemask_ps(_mm256_castsi256_ps(valid));
       for (; found; found &= found - 1) {
-        const int64_t o = first + j + __builtin_ctz(found);
-        legal = legal && row_of[o] < n_in;
+        const int64_t o = j + __builtin_ctz(found);
         in[n] = row_of[o];
-        out[n] = (int32_t)o;
-        n += row_of[o] < n_in;
+        out[n++] = (uint16_t)o;
       }
     }
     return n;
@@ -54,7 +50,7 @@ struct Vec {
 
 #include "conv_kernels.h"
 
-const ConvKernels conv_avx2 = {forward, gradient};
+const ConvKernels conv_avx2 = {W, Vec::list, pack, forward, gradient};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

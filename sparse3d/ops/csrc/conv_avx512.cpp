@@ -26,26 +26,21 @@ struct Vec {
   static Reg all(float s) { return _mm512_set1_ps(s); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
 
-  // Pairs (input row, output row) of the outputs [first, first + len) that have an input. Rows from n_in
-  // on are left out and make it not legal.
-  static int64_t neighbours(const int32_t* row_of, int64_t first, int64_t len, int32_t n_in,
-                            int32_t* in, int32_t* out, bool& legal) {
-    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512i o = _mm512_add_epi32(count, _mm512_set1_epi32((int)first));
-    const __m512i rows = _mm512_set1_epi32(n_in);
-    Mask beyond = 0;
+  static Reg positive(Reg v) { return _mm512_maskz_max_ps(0xffff, v, _mm512_setzero_ps()); }
+
+  static int64_t list(const int32_t* row_of, int64_t len, int32_t* in, uint16_t* out) {
+    __m512i o = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int64_t n = 0;
     for (int64_t j = 0; j < len; j += 16) {
       const Mask valid = len - j >= 16 ? 0xffff : mask((int)(len - j));
-      const __m512i i = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), valid, row_of + first + j);
-      const Mask found = _mm512_cmplt_epu32_mask(i, rows);  // -1 is the largest unsigned number
-      beyond |= _mm512_cmpge_epi32_mask(i, rows);
+      const __m512i i = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), valid, row_of + j);
+      const Mask found = _mm512_cmpge_epi32_mask(i, _mm512_setzero_si512());
+      const __m512i rows = _mm512_maskz_compress_epi32(found, o);
       _mm512_storeu_si512(in + n, _mm512_maskz_compress_epi32(found, i));
-      _mm512_storeu_si512(out + n, _mm512_maskz_compress_epi32(found, o));
+      _mm256_storeu_si256((__m256i*)(out + n), _mm512_maskz_cvtepi32_epi16(0xffff, rows));
       n += __builtin_popcount(found);
       o = _mm512_add_epi32(o, _mm512_set1_epi32(16));
     }
-    legal = legal && !beyond;
     return n;
   }
 };
@@ -53,7 +48,7 @@ struct Vec {
 
 #include "conv_kernels.h"
 
-const ConvKernels conv_avx512 = {forward, gradient};
+const ConvKernels conv_avx512 = {W, Vec::list, pack, forward, gradient};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -10,66 +10,15 @@
 
 namespace {
 
-constexpr int W = Vec::WIDTH;
+constexpr int64_t W = Vec::WIDTH;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// MR output rows x NV vectors of output channels live in registers while input channels stream by.
-template <int NV, int MR>
-inline void tile(const float* const* x, const float* w, int64_t w_row, int64_t cin, float* const* y,
-                 Vec::Mask last) {
-  Vec::Reg sum[MR][NV];
-  for (int r = 0; r < MR; r++) {
-    for (int v = 0; v + 1 < NV; v++) sum[r][v] = Vec::load(y[r] + W * v);
-    sum[r][NV - 1] = Vec::load(y[r] + W * (NV - 1), last);
-  }
-  for (int64_t c = 0; c < cin; c++) {
-    Vec::Reg b[NV];
-    for (int v = 0; v < NV; v++) b[v] = Vec::load(w + c * w_row + W * v);
-    for (int r = 0; r < MR; r++) {
-      const Vec::Reg a = Vec::all(x[r][c]);
-      for (int v = 0; v < NV; v++) sum[r][v] = Vec::fma(a, b[v], sum[r][v]);
-    }
-  }
-  for (int r = 0; r < MR; r++) {
-    for (int v = 0; v + 1 < NV; v++) Vec::store(y[r] + W * v, sum[r][v]);
-    Vec::store(y[r] + W * (NV - 1), last, sum[r][NV - 1]);
-  }
+inline Vec::Mask tail_mask(int64_t channels) {
+  return Vec::mask((int)((channels - 1) % W) + 1);
 }
 
-// All pairs of one offset, for NV vectors of output channels of one group.
-template <int NV>
-void pairs_times_weight(const float* x, int64_t x_row, const float* w, int64_t w_row, int64_t cin,
-                        const int32_t* in, const int32_t* out, int64_t n, float* y, int64_t y_row,
-                        Vec::Mask last) {
-  constexpr int MR = Vec::rows(NV);
-  const float* a[MR];
-  float* o[MR];
-  float spare[NV * W];
-  int64_t r = 0;
-  for (; r + MR <= n; r += MR) {
-    for (int j = 0; j < MR; j++) {
-      a[j] = x + in[r + j] * x_row;
-      o[j] = y + out[r + j] * y_row;
-    }
-    tile<NV, MR>(a, w, w_row, cin, o, last);
-  }
-  if (n - r > Vec::SINGLES) {  // a full tile, whose missing rows go nowhere, beats many single rows
-    for (int v = 0; v < NV * W; v++) spare[v] = 0;
-    for (int j = 0; j < MR; j++) {
-      const int64_t p = r + j < n ? r + j : r;
-      a[j] = x + in[p] * x_row;
-      o[j] = r + j < n ? y + out[p] * y_row : spare;
-    }
-    tile<NV, MR>(a, w, w_row, cin, o, last);
-    return;
-  }
-  for (; r < n; r++) {
-    a[0] = x + in[r] * x_row;
-    o[0] = y + out[r] * y_row;
-    tile<NV, 1>(a, w, w_row, cin, o, last);
-  }
-}
+inline bool is_depthwise(const ConvCall& q) { return q.cin == 1 && q.cout == 1; }
 
 // Calls body(first vector, number of vectors) so that near-equal panels cover `vectors` vectors.
 template <class Body>
@@ -81,13 +30,96 @@ inline void for_panels(int64_t vectors, const Body& body) {
   }
 }
 
-inline Vec::Mask tail_mask(int64_t channels) {
-  return Vec::mask((int)((channels - 1) % W) + 1);
+// Panel after panel [cin, nv * W] of each group, so that a tile reads one stream; zeros past cout.
+void pack(const ConvCall& q, const float* w, bool transposed, int64_t k, float* to) {
+  const int64_t w_in = transposed ? 1 : q.groups * q.cout, w_out = transposed ? q.groups * q.cin : 1;
+  const float* wk = w + k * q.cin * q.groups * q.cout;
+  for (int64_t g = 0; g < q.groups; g++, to += q.w_group) {
+    const float* own = wk + g * (transposed ? q.cin : q.cout);
+    if (is_depthwise(q)) {
+      to[0] = own[0];
+      continue;
+    }
+    float* panel = to;
+    for_panels((q.cout + W - 1) / W, [&](int64_t v, int64_t nv) {
+      const int64_t columns = least(nv * W, q.cout - v * W);
+      for (int64_t i = 0; i < q.cin; i++, panel += nv * W) {
+        const float* from = own + i * w_in + v * W * w_out;
+        for (int64_t j = 0; j < columns; j++) panel[j] = from[j * w_out];
+        for (int64_t j = columns; j < nv * W; j++) panel[j] = 0;
+      }
+    });
+  }
 }
 
-void start_rows(const ConvCall& q, int64_t first, int64_t len) {
+// STEPS input channels of MR rows x NV vectors of output channels.
+template <int NV, int MR, int STEPS>
+inline void steps(const float* const* x, int64_t c, const float* w, Vec::Reg (&sum)[MR][NV]) {
+  for (int s = 0; s < STEPS; s++) {
+    Vec::Reg b[NV];
+    for (int v = 0; v < NV; v++) b[v] = Vec::load(w + (s * NV + v) * W);
+    for (int r = 0; r < MR; r++) {
+      const Vec::Reg a = Vec::all(x[r][c + s]);
+      for (int v = 0; v < NV; v++) sum[r][v] = Vec::fma(a, b[v], sum[r][v]);
+    }
+  }
+}
+
+// MR output rows x NV vectors of output channels live in registers while input channels stream by.
+template <int NV, int MR>
+inline void tile(const float* const* x, const float* w, int64_t cin, float* const* y,
+                 Vec::Mask last) {
+  constexpr int STEPS = NV > 2 ? 1 : 4;  // several at once where row pointers are short of registers
+  Vec::Reg sum[MR][NV];
+  for (int r = 0; r < MR; r++) {
+    for (int v = 0; v + 1 < NV; v++) sum[r][v] = Vec::load(y[r] + W * v);
+    sum[r][NV - 1] = Vec::load(y[r] + W * (NV - 1), last);
+  }
+  int64_t c = 0;
+  for (; c + STEPS <= cin; c += STEPS, w += STEPS * NV * W) steps<NV, MR, STEPS>(x, c, w, sum);
+  if (STEPS > 1)
+    for (; c < cin; c++, w += NV * W) steps<NV, MR, 1>(x, c, w, sum);
+  for (int r = 0; r < MR; r++) {
+    for (int v = 0; v + 1 < NV; v++) Vec::store(y[r] + W * v, sum[r][v]);
+    Vec::store(y[r] + W * (NV - 1), last, sum[r][NV - 1]);
+  }
+}
+
+// All pairs of one list, for NV vectors of output channels of one group.
+template <int NV>
+void pairs_times_weight(const float* x, int64_t x_row, const float* w, int64_t cin, const int32_t* in,
+                        const uint16_t* out, int64_t n, float* y, int64_t y_row, Vec::Mask last) {
+  constexpr int MR = Vec::rows(NV);
+  const float* a[MR];
+  float* o[MR];
+  float spare[NV * W];
+  int64_t r = 0;
+  for (; r + MR <= n; r += MR) {
+    for (int j = 0; j < MR; j++) {
+      a[j] = x + in[r + j] * x_row;
+      o[j] = y + out[r + j] * y_row;
+    }
+    tile<NV, MR>(a, w, cin, o, last);
+  }
+  if (n - r > Vec::SINGLES) {  // a full tile, whose missing rows go nowhere, beats many single rows
+    for (int v = 0; v < NV * W; v++) spare[v] = 0;
+    for (int j = 0; j < MR; j++) {
+      const int64_t p = r + j < n ? r + j : r;
+      a[j] = x + in[p] * x_row;
+      o[j] = r + j < n ? y + out[p] * y_row : spare;
+    }
+    tile<NV, MR>(a, w, cin, o, last);
+    return;
+  }
+  for (; r < n; r++) {
+    a[0] = x + in[r] * x_row;
+    o[0] = y + out[r] * y_row;
+    tile<NV, 1>(a, w, cin, o, last);
+  }
+}
+
+void start_rows(const ConvCall& q, float* y, int64_t len) {
   const int64_t width = q.groups * q.cout;
-  float* y = q.y + first * width;
   if (!q.bias) {
     memset(y, 0, sizeof(float) * len * width);
     return;
@@ -95,12 +127,26 @@ void start_rows(const ConvCall& q, int64_t first, int64_t len) {
   for (int64_t r = 0; r < len; r++) memcpy(y + r * width, q.bias, sizeof(float) * width);
 }
 
+// y * scale + shift and the ReLU, while the rows are in the cache.
+void finish_rows(const ConvCall& q, float* y, int64_t len) {
+  const int64_t width = q.groups * q.cout;
+  if (!q.scale && !q.relu) return;
+  for (int64_t r = 0; r < len; r++, y += width)
+    for (int64_t c = 0; c < width; c += W) {
+      const Vec::Mask m = Vec::mask((int)least(W, width - c));
+      Vec::Reg v = Vec::load(y + c, m);
+      if (q.scale) v = Vec::fma(v, Vec::load(q.scale + c, m), Vec::load(q.shift + c, m));
+      Vec::store(y + c, m, q.relu ? Vec::positive(v) : v);
+    }
+}
+
 // One channel per group: y[o] += x[i] * w[k], channel by channel.
-void depthwise(const ConvCall& q, const float* wk, const int32_t* in, const int32_t* out, int64_t n) {
+void depthwise(const ConvCall& q, const float* wk, const int32_t* in, const uint16_t* out, int64_t n,
+               float* y) {
   const int64_t width = q.groups;
   for (int64_t p = 0; p < n; p++) {
     const float* a = q.x + in[p] * width;
-    float* o = q.y + out[p] * width;
+    float* o = y + out[p] * width;
     for (int64_t c = 0; c < width; c += W) {
       const Vec::Mask m = Vec::mask((int)least(W, width - c));
       Vec::store(o + c, m, Vec::fma(Vec::load(a + c, m), Vec::load(wk + c, m), Vec::load(o + c, m)));
@@ -108,40 +154,41 @@ void depthwise(const ConvCall& q, const float* wk, const int32_t* in, const int3
   }
 }
 
-bool forward(const ConvCall& q, int64_t first, int64_t len, int32_t* lists) {
-  int32_t *in = lists, *out = lists + CONV_LIST / 2;
+void forward(const ConvCall& q, int64_t b) {
   const int64_t x_row = q.groups * q.cin, y_row = q.groups * q.cout;
   const Vec::Mask full = Vec::mask(W), tail = tail_mask(q.cout);
   const int64_t vectors = (q.cout + W - 1) / W;
-  bool legal = true;
-  start_rows(q, first, len);
+  float* rows = q.y + b * q.pairs.block * y_row;
+  start_rows(q, rows, q.length(b));
   for (int64_t k = 0; k < q.offsets; k++) {
-    const int64_t n =
-        Vec::neighbours(q.table + k * q.n_out, first, len, (int32_t)q.n_in, in, out, legal);
+    const int64_t* range = q.pairs.starts + q.list(b, k);
+    const int64_t n = range[1] - range[0];
+    const int32_t* in = q.pairs.in + range[0];
+    const uint16_t* out = q.pairs.out + range[0];
     if (!n) continue;
-    if (q.cin == 1 && q.cout == 1) {
-      depthwise(q, q.w + k * q.w_offset, in, out, n);
+    if (is_depthwise(q)) {
+      depthwise(q, q.w + k * q.w_offset, in, out, n, rows);
       continue;
     }
     for (int64_t g = 0; g < q.groups; g++)
       for_panels(vectors, [&](int64_t v, int64_t nv) {
         const float* x = q.x + g * q.cin;
-        const float* w = q.w + k * q.w_offset + g * q.w_group + v * W;
-        float* y = q.y + g * q.cout + v * W;
+        const float* w = q.w + k * q.w_offset + g * q.w_group + v * W * q.cin;
+        float* y = rows + g * q.cout + v * W;
         const Vec::Mask last = v + nv == vectors ? tail : full;
         if (nv == 1)
-          pairs_times_weight<1>(x, x_row, w, q.w_row, q.cin, in, out, n, y, y_row, last);
+          pairs_times_weight<1>(x, x_row, w, q.cin, in, out, n, y, y_row, last);
         else if (nv == 2)
-          pairs_times_weight<2>(x, x_row, w, q.w_row, q.cin, in, out, n, y, y_row, last);
+          pairs_times_weight<2>(x, x_row, w, q.cin, in, out, n, y, y_row, last);
         else if constexpr (Vec::MAX_NV > 2) {
           if (nv == 3)
-            pairs_times_weight<3>(x, x_row, w, q.w_row, q.cin, in, out, n, y, y_row, last);
+            pairs_times_weight<3>(x, x_row, w, q.cin, in, out, n, y, y_row, last);
           else
-            pairs_times_weight<4>(x, x_row, w, q.w_row, q.cin, in, out, n, y, y_row, last);
+            pairs_times_weight<4>(x, x_row, w, q.cin, in, out, n, y, y_row, last);
         }
       });
   }
-  return legal;
+  finish_rows(q, rows, q.length(b));
 }
 
 // MR input channels x NV vectors of output channels of one offset's gradient, summed over n pairs.
@@ -149,8 +196,11 @@ template <int NV, int MR>
 inline void gradient_tile(const float* const* x, const float* const* dy, int64_t n, int64_t c,
                           int64_t d, float* sum, int64_t w_row, Vec::Mask last) {
   Vec::Reg acc[MR][NV];
-  for (int r = 0; r < MR; r++)
-    for (int v = 0; v < NV; v++) acc[r][v] = Vec::load(sum + (c + r) * w_row + W * v);
+  sum += c * w_row + d;
+  for (int r = 0; r < MR; r++) {
+    for (int v = 0; v + 1 < NV; v++) acc[r][v] = Vec::load(sum + r * w_row + W * v);
+    acc[r][NV - 1] = Vec::load(sum + r * w_row + W * (NV - 1), last);
+  }
   for (int64_t p = 0; p < n; p++) {
     const float *a = x[p] + c, *g = dy[p] + d;
     Vec::Reg b[NV];
@@ -161,8 +211,10 @@ inline void gradient_tile(const float* const* x, const float* const* dy, int64_t
       for (int v = 0; v < NV; v++) acc[r][v] = Vec::fma(s, b[v], acc[r][v]);
     }
   }
-  for (int r = 0; r < MR; r++)
-    for (int v = 0; v < NV; v++) Vec::store(sum + (c + r) * w_row + W * v, acc[r][v]);
+  for (int r = 0; r < MR; r++) {
+    for (int v = 0; v + 1 < NV; v++) Vec::store(sum + r * w_row + W * v, acc[r][v]);
+    Vec::store(sum + r * w_row + W * (NV - 1), last, acc[r][NV - 1]);
+  }
 }
 
 // Input channels from c on: as many tiles of MR as fit, then of half as many, down to one.
@@ -173,54 +225,59 @@ inline void gradient_rows(const float* const* x, const float* const* dy, int64_t
   if constexpr (MR > 1) gradient_rows<NV, MR / 2>(x, dy, n, c, cin, d, sum, w_row, last);
 }
 
-void depthwise_gradient(const ConvCall& q, const int32_t* in, const int32_t* out, int64_t n,
-                        float* sum) {
+void depthwise_gradient(const ConvCall& q, const int32_t* in, const uint16_t* out, int64_t n,
+                        const float* dy, float* sum) {
   const int64_t width = q.groups;
   for (int64_t c = 0; c < width; c += W) {
     const Vec::Mask m = Vec::mask((int)least(W, width - c));
     Vec::Reg acc = Vec::load(sum + c, m);
     for (int64_t p = 0; p < n; p++)
-      acc = Vec::fma(Vec::load(q.x + in[p] * width + c, m), Vec::load(q.dy + out[p] * width + c, m), acc);
+      acc = Vec::fma(Vec::load(q.x + in[p] * width + c, m), Vec::load(dy + out[p] * width + c, m), acc);
     Vec::store(sum + c, m, acc);
   }
 }
 
-bool gradient(const ConvCall& q, int64_t first, int64_t len, int32_t* lists, float* sum) {
-  int32_t *in = lists, *out = lists + CONV_LIST / 2;
-  const float *a[CONV_BLOCK], *dy[CONV_BLOCK];
+// A chunk of pairs is small enough for its rows to stay in the L1 cache while all tiles read them.
+constexpr int64_t MOST_PAIRS = 256, CHUNK_FLOATS = 8192;
+
+void gradient_chunk(const ConvCall& q, const int32_t* in, const uint16_t* out, int64_t n,
+                    const float* rows, int64_t g, float* sum) {
+  const float *a[MOST_PAIRS], *dy[MOST_PAIRS];
   const Vec::Mask full = Vec::mask(W), tail = tail_mask(q.cout);
-  const int64_t vectors = (q.cout + W - 1) / W;
-  bool legal = true;
-  for (int64_t k = 0; k < q.offsets; k++) {
-    const int64_t n =
-        Vec::neighbours(q.table + k * q.n_out, first, len, (int32_t)q.n_in, in, out, legal);
-    if (!n) continue;
-    if (q.cin == 1 && q.cout == 1) {
-      depthwise_gradient(q, in, out, n, sum + k * q.w_offset);
-      continue;
-    }
-    for (int64_t g = 0; g < q.groups; g++) {
-      for (int64_t p = 0; p < n; p++) {
-        a[p] = q.x + (in[p] * q.groups + g) * q.cin;
-        dy[p] = q.dy + (out[p] * q.groups + g) * q.cout;
-      }
-      for_panels(vectors, [&](int64_t v, int64_t nv) {
-        float* s = sum + k * q.w_offset + g * q.w_group + v * W;
-        const Vec::Mask last = v + nv == vectors ? tail : full;
-        if (nv == 1)
-          gradient_rows<1, Vec::channels(1)>(a, dy, n, 0, q.cin, v * W, s, q.w_row, last);
-        else if (nv == 2)
-          gradient_rows<2, Vec::channels(2)>(a, dy, n, 0, q.cin, v * W, s, q.w_row, last);
-        else if constexpr (Vec::MAX_NV > 2) {
-          if (nv == 3)
-            gradient_rows<3, Vec::channels(3)>(a, dy, n, 0, q.cin, v * W, s, q.w_row, last);
-          else
-            gradient_rows<4, Vec::channels(4)>(a, dy, n, 0, q.cin, v * W, s, q.w_row, last);
-        }
-      });
-    }
+  const int64_t vectors = (q.cout + W - 1) / W, w_row = q.groups * q.cout;
+  for (int64_t p = 0; p < n; p++) {
+    a[p] = q.x + (in[p] * q.groups + g) * q.cin;
+    dy[p] = rows + (out[p] * q.groups + g) * q.cout;
   }
-  return legal;
+  for_panels(vectors, [&](int64_t v, int64_t nv) {
+    float* s = sum + g * q.cout;
+    const Vec::Mask last = v + nv == vectors ? tail : full;
+    if (nv == 1)
+      gradient_rows<1, Vec::channels(1)>(a, dy, n, 0, q.cin, v * W, s, w_row, last);
+    else if (nv == 2)
+      gradient_rows<2, Vec::channels(2)>(a, dy, n, 0, q.cin, v * W, s, w_row, last);
+    else if constexpr (Vec::MAX_NV > 2) {
+      if (nv == 3)
+        gradient_rows<3, Vec::channels(3)>(a, dy, n, 0, q.cin, v * W, s, w_row, last);
+      else
+        gradient_rows<4, Vec::channels(4)>(a, dy, n, 0, q.cin, v * W, s, w_row, last);
+    }
+  });
+}
+
+void gradient(const ConvCall& q, int64_t b, int64_t k, float* sum) {
+  const float* rows = q.dy + b * q.pairs.block * q.groups * q.cout;
+  const int64_t* range = q.pairs.starts + q.list(b, k);
+  if (is_depthwise(q)) {
+    const int64_t n = range[1] - range[0];
+    depthwise_gradient(q, q.pairs.in + range[0], q.pairs.out + range[0], n, rows, sum);
+    return;
+  }
+  const int64_t fit = CHUNK_FLOATS / (q.cin + q.cout) / 16 * 16;
+  const int64_t chunk = fit < 16 ? 16 : least(fit, MOST_PAIRS);
+  for (int64_t p = range[0]; p < range[1]; p += chunk)
+    for (int64_t g = 0; g < q.groups; g++)
+      gradient_chunk(q, q.pairs.in + p, q.pairs.out + p, least(chunk, range[1] - p), rows, g, sum);
 }
 
 }  // namespace

@@ -30,16 +30,14 @@ struct Vec {
   static Reg all(float s) { return Reg{s, s, s, s}; }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
 
-  // Pairs (input row, output row) of the outputs [first, first + len) that have an input. Rows from n_in
-  // on are left out and make it not legal.
-  static int64_t neighbours(const int32_t* row_of, int64_t first, int64_t len, int32_t n_in,
-                            int32_t* in, int32_t* out, bool& legal) {
+  static Reg positive(Reg v) { return v > 0 ? v : Reg{0, 0, 0, 0}; }
+
+  static int64_t list(const int32_t* row_of, int64_t len, int32_t* in, uint16_t* out) {
     int64_t n = 0;
-    for (int64_t o = first; o < first + len; o++) {
+    for (int64_t o = 0; o < len; o++) {
       in[n] = row_of[o];
-      out[n] = (int32_t)o;
-      legal = legal && row_of[o] < n_in;
-      n += (uint32_t)row_of[o] < (uint32_t)n_in;
+      out[n] = (uint16_t)o;
+      n += row_of[o] >= 0;
     }
     return n;
   }
@@ -48,4 +46,4 @@ struct Vec {
 
 #include "conv_kernels.h"
 
-const ConvKernels conv_plain = {forward, gradient};
+const ConvKernels conv_plain = {W, Vec::list, pack, forward, gradient};
