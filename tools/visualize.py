@@ -102,10 +102,8 @@ def main() -> None:
     if isinstance(found, Rendering):
         show_gaussians(args, dataset, model, found)
         return
-    if found is None:
-        scene = Scene.from_sample(sample)
-    else:
-        scene = Scene.from_detections(found, args.score)
+    plain = found is None
+    scene = Scene.from_sample(sample) if plain else Scene.from_detections(found, args.score)
     if args.web:
         show_on_the_web(args.web, scene, None, ())
         return

@@ -184,8 +184,8 @@ def lens(camera: dict[str, Any]) -> tuple[np.ndarray, tuple[float, ...], bool]:
         values.insert(0, values[0])
     fx, fy, cx, cy, *bent = values
     K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-    if model in FISHEYE:
-        bent = (bent + [0.0] * 4)[:4]
+    if bent:
+        bent += [0.0] * (4 - len(bent))  # OpenCV takes four or more
     return K, tuple(bent), model in FISHEYE
 
 

@@ -68,7 +68,7 @@ def morton_order(points: np.ndarray) -> np.ndarray:
 
 
 def _write_plain(gaussians: Gaussians, path: Path) -> int:
-    rest = gaussians.shN.permute(0, 2, 1).reshape(len(gaussians), -1)  # all of red first
+    rest = gaussians.shN.permute(0, 2, 1).flatten(1)  # all of red first
     columns = {
         **dict(zip("xyz", gaussians.means.T)),
         **{name: torch.zeros(len(gaussians)) for name in ("nx", "ny", "nz")},
@@ -171,7 +171,7 @@ def _write_compressed(gaussians: Gaussians, path: Path) -> int:
     table["packed_color"] = _pack(np.concatenate([unit[2], opacity], 1), (8, 8, 8, 8))
     tables = {"chunk": chunks, "vertex": table}
     if gaussians.shN.shape[1]:
-        rest = gaussians.shN.permute(0, 2, 1).reshape(count, -1).numpy()
+        rest = gaussians.shN.permute(0, 2, 1).flatten(1).numpy()
         packed = np.clip(np.trunc((rest / 8 + 0.5) * 256), 0, 255).astype(np.uint8)
         kind = np.dtype([(f"f_rest_{i}", "u1") for i in range(rest.shape[1])])
         tables["sh"] = np.ascontiguousarray(packed).view(kind)[:, 0]

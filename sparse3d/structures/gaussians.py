@@ -1,5 +1,6 @@
 """A scene of Gaussians, as 3-D Gaussian splatting has it: values before their activation."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -149,13 +150,13 @@ class Gaussians:
     def finite(self) -> Tensor:
         """Mask [N] of those whose every value is finite and whose rotation has a length."""
         good = torch.stack(
-            [value.flatten(1).isfinite().all(1) for value in self._columns().values()]
+            [value.isfinite().reshape(len(self), size).all(1) for value, size in self._sizes()]
         ).all(0)
         return good & (self.quats.norm(dim=1) > 0)
 
-    def _columns(self) -> dict[str, Tensor]:
-        """The tensors as [N, -1]."""
-        return {name: value.reshape(len(self), -1) for name, value in self.tensors().items()}
+    def _sizes(self) -> list[tuple[Tensor, int]]:
+        """Each tensor, and how many numbers of it a Gaussian has."""
+        return [(value, math.prod(value.shape[1:])) for value in self.tensors().values()]
 
 
 @dataclass(frozen=True, eq=False)
