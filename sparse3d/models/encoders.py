@@ -170,3 +170,34 @@ class MeanEncoder(nn.Module):
         rows, coords, counts = hard_voxelize(points, batch_index, *grid, most, self.max_voxels)
         mean = rows.sum(1) / counts[:, None].clamp(min=1)
         return SparseVoxels(mean, coords, self.grid, batch_size, shape=self.grid.shape)
+
+
+@MODELS.register_module()
+class PlacedEncoder(nn.Module):
+    """Mean of a voxel's points, with where in the voxel it lies: finer than the voxels are.
+
+    A voxel carries the mean's offset from the voxel's centre as a share of the voxel's edge (x, y,
+    z), the mean's height in metres and the mean of the other columns. Where in the world it lies
+    sideways it does not say. Nothing is learned.
+
+    Args:
+        grid: the grid; unbounded is legal.
+        point_channels: columns of a point, x, y, z first.
+    """
+
+    def __init__(self, grid: VoxelGrid, point_channels: int):
+        super().__init__()
+        self.grid = grid
+        self.out_channels = point_channels + 1
+
+    def forward(self, points: Tensor, batch_index: Tensor, batch_size: int) -> SparseVoxels:
+        """Voxels of ``points`` [P, C] (world metres); ``batch_index`` [P] int64.
+
+        Raises:
+            ValueError: a coordinate is NaN or infinite.
+        """
+        voxels, _ = SparseVoxels.from_points(points, batch_index, self.grid, batch_size)
+        mean = voxels.features
+        edge = mean.new_tensor(self.grid.voxel_size)
+        offset = (mean[:, :3] - voxels.centers().to(mean)) / edge
+        return voxels.replace(torch.cat([offset, mean[:, 2:]], 1))

@@ -50,6 +50,8 @@ class TextGrounder(BaseModel):
         head: config of the head.
         encoder: config of the points' encoder. MeanEncoder averages a voxel's points; with
             ``max_points=1`` it takes the first one in their order, as published.
+        teacher: config of an ObjectTeacher, which learns from all objects of a scene beside the
+            sentences' targets (published: none).
         mean_color: what is taken off the colours (0..1); a scan without colours has this one.
     """
 
@@ -60,6 +62,7 @@ class TextGrounder(BaseModel):
         backbone: Mapping,
         head: Mapping,
         encoder: Mapping | None = None,
+        teacher: Mapping | None = None,
         mean_color: Sequence[float] = MEAN_COLOR,
     ):
         super().__init__(data_preprocessor=BatchPreprocessor())
@@ -73,6 +76,9 @@ class TextGrounder(BaseModel):
         derived = {"grid": grid, "in_channels": widths, "text_channels": self.text.out_channels}
         self.head = MODELS.build({**head, **derived})
         self.mean_color = tuple(mean_color)
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = MODELS.build({**teacher, "grid": grid, "in_channels": widths[0]})
 
     def forward(self, batch: Batch, mode: str = "tensor"):
         """Losses (mode 'loss'), detections ('predict') or the head's raw output ('tensor')."""
@@ -81,25 +87,33 @@ class TextGrounder(BaseModel):
         if mode == "predict":
             return self.predict(batch)
         if mode == "tensor":
-            return self.raw(batch)[0]
+            return self.raw(batch)
         raise ValueError(f"mode is {mode!r}; it must be 'loss', 'predict' or 'tensor'")
 
     def raw(self, batch: Batch):
-        """The head's raw output and the words."""
-        voxels = self.voxels(batch)  # first: it says what is wrong with the batch
-        words = self.words(batch)
-        return self.head(self.backbone(voxels), words.features, words.padding), words
+        """The head's raw output."""
+        return self._answer(self.backbone(self.voxels(batch)), batch)
+
+    def _answer(self, stages: list[SparseVoxels], batch: Batch):
+        words, scenes = self.words(batch), _scenes(batch)[1]
+        if len(set(scenes)) < len(scenes):
+            stages = [voxels.samples_at(scenes) for voxels in stages[-3:]]
+        return self.head(stages, words.features, words.padding)
 
     def voxels(self, batch: Batch) -> SparseVoxels:
-        """Voxels of all scenes: mean position and colour (0..1, less the mean colour).
+        """Voxels of the scenes; samples that share one tensor of points are one scene.
 
         Raises:
             ValueError: no scenes, points without coordinates or colours, or not finite.
         """
         if not batch.samples:
             raise ValueError("the batch has no samples; one at least is needed")
-        points = torch.cat([self._points(sample) for sample in batch.samples])
-        return self.encoder(points, batch.batch_index, len(batch))
+        scenes = _scenes(batch)[0]
+        parts = [self._points(sample) for sample in scenes]
+        counts = torch.tensor([len(part) for part in parts])
+        index = torch.repeat_interleave(torch.arange(len(parts)), counts)
+        points = torch.cat(parts)
+        return self.encoder(points, index.to(points.device), len(parts))
 
     def words(self, batch: Batch) -> TextTokens:
         """The sentences' words.
@@ -123,12 +137,18 @@ class TextGrounder(BaseModel):
         """
         targets = [_target(sample) for sample in batch.samples]
         anchors = [list(sample.meta.get("anchors", ())) for sample in batch.samples]
-        return self.head.loss(self.raw(batch)[0], batch.boxes, targets, anchors)
+        stages = self.backbone(self.voxels(batch))
+        losses = self.head.loss(self._answer(stages, batch), batch.boxes, targets, anchors)
+        if self.teacher is not None:
+            scenes = _scenes(batch)[0]
+            known = [scene.boxes for scene in scenes], [scene.labels for scene in scenes]
+            losses |= self.teacher.loss(stages[-3], *known)
+        return losses
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Detections]:
         """The best box of each scene, none in a scene without points, with the sample attached."""
-        found = self.head.predict(self.raw(batch)[0])
+        found = self.head.predict(self.raw(batch))
         return [replace(one, sample=sample) for one, sample in zip(found, batch.samples)]
 
     @torch.no_grad()
@@ -172,6 +192,13 @@ class TextGrounder(BaseModel):
         # bytes over 256, as published
         scaled = (color - color.new_tensor(self.mean_color)) * (255 / 256)
         return torch.cat([points[:, :3], scaled], 1)
+
+
+def _scenes(batch: Batch) -> tuple[list[Sample], list[int]]:
+    """One sample of each scene, and the number of each sample's scene."""
+    numbers: dict[int, int] = {}
+    scenes = [numbers.setdefault(id(sample.points), len(numbers)) for sample in batch.samples]
+    return [batch.samples[scenes.index(number)] for number in range(len(numbers))], scenes
 
 
 def _check_extent(points: Tensor, name: str) -> None:

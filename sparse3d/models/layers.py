@@ -136,12 +136,30 @@ class TransposedConv(_GeometricConv):
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Raises ValueError where ``stride`` does not divide the stride of ``voxels``."""
+        found, cache = self._map(voxels)
+        return self._finer(voxels, _convolve(self, voxels.features, found), found, cache)
+
+    def cells(self, voxels: SparseVoxels) -> SparseVoxels:
+        """The cells that ``forward`` makes, without features; raises the same."""
+        found, cache = self._map(voxels)
+        return self._finer(
+            voxels, voxels.features.new_zeros(len(found.out_coords), 0), found, cache
+        )
+
+    def onto(self, voxels: SparseVoxels, some: SparseVoxels) -> SparseVoxels:
+        """What ``forward`` computes, for ``some`` of its cells alone."""
+        table = kernel_map.offset_table(some.coords, voxels.coords, *self.geometry)
+        reverse = kernel_map.reverse_table(table, len(some))
+        features = sparse_conv(voxels.features, self.weight, reverse, table, self.bias, self.groups)
+        return some.replace(features)
+
+    def _map(self, voxels: SparseVoxels) -> tuple[KernelMap, IndexCache]:
         if any(have % by for have, by in zip(voxels.stride, self.stride)):
             raise ValueError(
                 f"voxels have stride {voxels.stride}, which {self.stride} does not divide: there "
                 "are no finer cells of whole base cells"
             )
-        found, cache = voxels.cache.get(
+        return voxels.cache.get(
             ("generative", self.geometry, self.meaning),
             lambda: (
                 kernel_map.generative_map(
@@ -150,8 +168,12 @@ class TransposedConv(_GeometricConv):
                 IndexCache(),
             ),
         )
+
+    def _finer(
+        self, voxels: SparseVoxels, features: Tensor, found: KernelMap, cache: IndexCache
+    ) -> SparseVoxels:
         return SparseVoxels(
-            _convolve(self, voxels.features, found),
+            features,
             found.out_coords,
             voxels.grid,
             voxels.batch_size,

@@ -316,6 +316,24 @@ class SparseVoxels:
             )
         return parts
 
+    def samples_at(self, samples: Sequence[int]) -> "SparseVoxels":
+        """The samples numbered ``samples``, in this order; one may come several times."""
+        counts = torch.bincount(self.batch_index, minlength=self.batch_size)
+        ends = counts.cumsum(0).tolist()
+        parts = [torch.arange(ends[i] - int(counts[i]), ends[i]) for i in samples]
+        rows = torch.cat(parts).to(self.device) if parts else self.batch_index[:0]
+        coords = self.coords[rows]
+        lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+        new = torch.arange(len(parts), dtype=coords.dtype).repeat_interleave(lengths)
+        coords[:, 0] = new.to(self.device)
+        return replace(
+            self,
+            features=segment_expand(self.features, rows),
+            coords=coords,
+            batch_size=len(parts),
+            cache=IndexCache(),
+        )
+
     # ------------------------------------------------------------------ reading
 
     def centers(self) -> Tensor:

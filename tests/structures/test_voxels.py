@@ -329,6 +329,14 @@ def test_complete_appends_only_what_is_missing_and_keeps_gradients():
     assert one.complete(one.prune(torch.zeros(2, dtype=torch.bool))).same_cells(one)
 
 
+def test_samples_may_be_reordered_and_repeated():
+    x = voxels([[0, 5, 0, 0], [2, 1, 1, 1], [2, 3, 0, 0]])
+    y = x.samples_at([2, 1, 0, 2])
+    assert y.batch_size == 4 and y.features[:, 0].tolist() == [2, 3, 1, 2, 3]
+    assert y.coords[:, :2].tolist() == [[0, 1], [0, 3], [2, 5], [3, 1], [3, 3]]
+    assert x.samples_at([]).coords.shape == (0, 4)
+
+
 def test_features_at_reads_known_cells_and_zero_elsewhere():
     x = voxels([[0, 1, 0, 0], [1, 2, 0, 0]], torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
     asked = torch.tensor([[1, 2, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]).int()

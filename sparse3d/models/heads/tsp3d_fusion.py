@@ -1,7 +1,6 @@
 """Voxels and words that attend to each other: the encoders of TSP3D."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,20 @@ from sparse3d.structures import SparseVoxels
 
 from ..norms import RowBatchNorm
 
-Parts = list[tuple[slice, Tensor]]
-"""Per scene the rows that ask and the rows that they may attend to."""
+
+@dataclass(frozen=True)
+class Parts:
+    """Which rows ask and which they may attend to, scene by scene.
+
+    Attributes:
+        asking: per scene the number of rows that ask; all rows in order.
+        known: the rows that are attended to, ascending; None: all.
+        counts: per scene the number of those.
+    """
+
+    asking: list[int]
+    known: Tensor | None
+    counts: list[int]
 
 
 class RowAttention(nn.Module):
@@ -39,18 +50,20 @@ class RowAttention(nn.Module):
 
         A scene without keys adds nothing but the last bias.
         """
+        if parts.known is not None:
+            key, value = key[parts.known], value[parts.known]
         query, key, value = self._project(query, key, value)
-        out = torch.zeros_like(query)
         dropout = self.dropout if self.training else 0.0
-        found = []
-        for asking, known in parts:
-            if asking.stop == asking.start or not len(known):
-                found.append(out[asking])
+        found = [query[:0]]
+        scenes = (query.split(parts.asking), key.split(parts.counts), value.split(parts.counts))
+        for asking, keys, values in zip(*scenes, strict=True):
+            if not len(asking) or not len(keys):
+                found.append(torch.zeros_like(asking))
                 continue
-            heads = (self._split(rows) for rows in (query[asking], key[known], value[known]))
+            heads = (self._split(rows) for rows in (asking, keys, values))
             mixed = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
             found.append(mixed[0].transpose(0, 1).flatten(1))
-        return self.out_proj(torch.cat(found) if found else out)
+        return self.out_proj(torch.cat(found))
 
     def weights(self, query: Tensor, key: Tensor) -> Tensor:
         """[Q, K] attention of ``query`` [Q, C] to ``key`` [K, C], the mean over the heads."""
@@ -177,16 +190,17 @@ class FusionEncoder(nn.Module):
 
     def _parts(self, voxels: SparseVoxels, padding: Tensor) -> dict[str, Parts]:
         counts = torch.bincount(voxels.batch_index, minlength=voxels.batch_size).tolist()
-        known = _key_rows(voxels, self.key_limit).split(
-            counts if self.key_limit is None else [min(n, self.key_limit) for n in counts]
-        )
-        said = [(~row).nonzero().squeeze(1) + len(row) * i for i, row in enumerate(padding)]
-        voxel_rows, word_rows = _slices(counts), _slices([padding.shape[1]] * len(padding))
+        limit, known = self.key_limit, None
+        if limit is not None and max(counts, default=0) > limit:
+            known = scattered(voxels, limit).nonzero().squeeze(1)
+        seen = counts if known is None else [min(count, limit) for count in counts]
+        said = (~padding.flatten()).nonzero().squeeze(1)
+        words, lengths = (~padding).sum(1).tolist(), [padding.shape[1]] * len(padding)
         return {
-            "voxels_self": list(zip(voxel_rows, known)),
-            "words_self": list(zip(word_rows, said)),
-            "words_cross": list(zip(word_rows, known)),
-            "voxels_cross": list(zip(voxel_rows, said)),
+            "voxels_self": Parts(counts, known, seen),
+            "words_self": Parts(lengths, said, words),
+            "words_cross": Parts(lengths, known, seen),
+            "voxels_cross": Parts(counts, said, words),
         }
 
 
@@ -220,14 +234,3 @@ def scattered(voxels: SparseVoxels, limit: int) -> Tensor:
         mixed = (mixed ^ (column & 0xFFFFFFFF)) * 0x9E3779B1 & 0xFFFFFFFF
         mixed = mixed ^ (mixed >> 15)
     return voxels.best(mixed, limit)
-
-
-def _key_rows(voxels: SparseVoxels, limit: int | None) -> Tensor:
-    if limit is None:
-        return torch.arange(len(voxels), device=voxels.device)
-    return scattered(voxels, limit).nonzero().squeeze(1)
-
-
-def _slices(counts: Sequence[int]) -> list[slice]:
-    ends = torch.tensor([0, *counts]).cumsum(0).tolist()
-    return [slice(*pair) for pair in pairwise(ends)]

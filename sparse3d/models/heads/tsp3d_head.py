@@ -81,6 +81,10 @@ class TSP3DHead(nn.Module):
         padding_in_norm: count the padding of the published implementation in the statistics of the
             positions' batch norm; for parity in training.
         prune: whether voxels are pruned at test; without, for comparisons.
+        cut_first: in training, whether the finer voxels are chosen before their features are
+            computed, and the batch norms see those alone (published: after, ten times as many).
+        dense_boxes: whether voxels in other objects learn those objects' boxes too (published:
+            only those that speak for the target learn a box).
 
     Raises:
         ValueError: the levels differ in width.
@@ -106,6 +110,8 @@ class TSP3DHead(nn.Module):
         key_limit: int | None = 4096,
         padding_in_norm: bool = False,
         prune: bool = True,
+        cut_first: bool = False,
+        dense_boxes: bool = False,
     ):
         super().__init__()
         if len(set(in_channels)) != 1 or len(in_channels) != 3:
@@ -120,6 +126,7 @@ class TSP3DHead(nn.Module):
         self.attended, self.completion_limit = tuple(attended), completion_limit
         self.keep_most, self.keep_cells = tuple(keep_most), tuple(keep_cells)
         self.nearest, self.padding_in_norm = nearest, padding_in_norm
+        self.cut_first, self.dense_boxes = cut_first, dense_boxes
 
         self.text_projector = nn.Sequential(
             nn.Linear(text_channels, width), nn.LayerNorm(width, eps=1e-12), nn.Dropout(dropout)
@@ -196,15 +203,17 @@ class TSP3DHead(nn.Module):
         if not self.training:
             left = voxels.prune(self._kept(level, judged)) if self.prune else voxels
             return self._upward(level, left, backbone), left
-        voxels = self._upward(level, voxels, backbone)
+        up = self.up[level - 1]
+        cells = up[0].cells(voxels) if self.cut_first else self._upward(level, voxels, backbone)
         scores = judged.voxels.replace(-judged.logits.detach()[:, None])
-        scores = scores.sample_cells(voxels.coords, voxels.stride)[:, 0]
-        left = voxels.prune(voxels.best(scores, _number(self.keep_most[level - 1])))
+        scores = scores.sample_cells(cells.coords, cells.stride)[:, 0]
+        left = cells.prune(cells.best(scores, _number(self.keep_most[level - 1])))
+        if self.cut_first:
+            left = _with_backbone(up[1](up[0].onto(voxels, left), relu=True), backbone)
         return left, left
 
     def _upward(self, level: int, voxels: SparseVoxels, backbone: SparseVoxels) -> SparseVoxels:
-        voxels = self.up[level - 1](voxels)
-        return voxels.replace(voxels.features + backbone.features_at(voxels.coords))
+        return _with_backbone(self.up[level - 1](voxels), backbone)
 
     def _kept(self, level: int, judged: Judgement) -> Tensor:
         """Mask [N] of what stays at test; of a scene where nothing does, its best voxels."""
@@ -268,7 +277,14 @@ class TSP3DHead(nn.Module):
     ) -> dict[str, Tensor]:
         truth = objects[target : target + 1]
         mine = raw.voxels.coords[:, 0] == scene
-        assigned = losses.assign(self.points(raw.voxels)[mine], truth[:, :3], self.nearest)
+        places = self.points(raw.voxels)[mine]
+        assigned = losses.assign(places, truth[:, :3], self.nearest)
+        box = losses.box_loss(raw.boxes[mine], assigned, truth)
+        if self.dense_boxes:
+            edge = raw.voxels.stride[0] * self.grid.voxel_size[0]
+            others = losses.smallest_box(places + edge / 2, objects, edge / 2)
+            others = torch.where(assigned >= 0, -1, others)
+            box = box + losses.box_loss(raw.boxes[mine], others, objects)
         looked = raw.completion.voxels.coords[:, 0] == scene
         places = self.points(raw.completion.voxels)[looked]
         belongs = losses.assign(places, truth[:, :3], self.nearest)
@@ -281,7 +297,7 @@ class TSP3DHead(nn.Module):
             near = losses.near_boxes(self.points(judged.voxels)[rows], wanted[:, :3], side)
             keep = keep + losses.keep_loss(judged.logits[rows], near)
         return {
-            "loss_box": losses.box_loss(raw.boxes[mine], assigned, truth),
+            "loss_box": box,
             "loss_class": losses.class_loss(raw.logits[mine], assigned),
             "loss_keep": keep,
             "loss_completion": losses.class_loss(raw.completion.logits[looked], belongs),
@@ -319,7 +335,7 @@ class TSP3DHead(nn.Module):
         finally:
             hook.remove()
         query, key, _, parts = caught[0]
-        words = key[parts[0][1]]
+        words = key[parts.known]
         if not len(query) or not len(raw.logits):
             return raw, words.new_full((len(words),), 1 / len(words))
         box = raw.boxes[raw.logits.argmax()]
@@ -331,6 +347,11 @@ class TSP3DHead(nn.Module):
 def _block(conv: nn.Module, channels: int) -> VoxelSequential:
     """A convolution ("0"), its batch norm ("1") and a ReLU."""
     return VoxelSequential(conv, VoxelBatchNorm(channels), nn.ReLU())
+
+
+def _with_backbone(voxels: SparseVoxels, backbone: SparseVoxels) -> SparseVoxels:
+    """The voxels with the backbone's features of the same cells added."""
+    return voxels.replace(voxels.features + backbone.features_at(voxels.coords))
 
 
 def _drawn(voxels: SparseVoxels, limit: int) -> Tensor:

@@ -77,3 +77,19 @@ def box_loss(boxes: Tensor, assigned: Tensor, truth: Tensor) -> Tensor:
     """
     positive = assigned >= 0
     return diou_loss(boxes[positive], truth[assigned[positive]])
+
+
+def smallest_box(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
+    """Row [N] of the smallest box that a point lies in, -1 where in none.
+
+    Args:
+        points: [N, 3] metres.
+        boxes: [M, >=6] centre and size, taken as parallel to the axes.
+        margin: metres by which every box is wider on each side.
+    """
+    if not len(boxes):
+        return torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    away = (points[:, None] - boxes[None, :, :3]).abs() - boxes[None, :, 3:6] / 2
+    volume = boxes[:, 3:6].prod(1).expand(len(points), -1)
+    least, row = torch.where((away < margin).all(2), volume, torch.inf).min(1)
+    return torch.where(least.isfinite(), row, -1)

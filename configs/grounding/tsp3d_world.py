@@ -1,0 +1,39 @@
+"""A small TSP3D, trained from nothing on the procedural world's rooms."""
+
+_base_ = [
+    "../_base_/runtime.py",
+    "../_base_/schedule_onecycle.py",
+    "../_base_/world_rooms.py",
+]
+
+model = dict(
+    type="TextGrounder",
+    voxel_size=0.04,
+    text=dict(type="HashedWords", channels=64),
+    encoder=dict(type="PlacedEncoder"),
+    backbone=dict(
+        type="MinkResNet",
+        depth=[1, 1, 1, 1],
+        channels=[32, 64, 64, 64],
+        stem_channels=16,
+        stem_stride=1,
+        pool=False,
+    ),
+    head=dict(
+        type="TSP3DHead",
+        heads=2,
+        hidden=128,
+        dropout=0.0,
+        attended=(400, 320),
+        completion_limit=400,
+        keep_most=(500, 400),
+        cut_first=True,
+        dense_boxes=True,
+    ),
+    teacher=dict(type="ObjectTeacher", class_names={{_base_.class_names}}),
+)
+
+train_cfg = dict(max_epochs=20, val_interval=5)
+optim_wrapper = dict(
+    optimizer=dict(type="AdamW", lr=0.002, weight_decay=0.01), clip_grad=dict(max_norm=5)
+)
