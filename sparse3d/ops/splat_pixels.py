@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import backend
+from . import backend, native
 from .reference import splat_pixels as reference
 
 # Entries of all tile lists together; more is taken for a mistake (2^28 entries hold 3 GB).
@@ -163,7 +163,7 @@ def _list_tiles(
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = [_contiguous(x) for x in (means2d, radii)]
     shapes = [_contiguous(x) for x in (conics, opacities)]
-    counts = backend.choose(COUNT_TILES, means2d)(*rows, *shapes, tile_size, tiles)
+    counts = backend.choose(COUNT_TILES, means2d)(*rows, tile_size, tiles)
     total = int(counts.sum(dtype=torch.int64))
     if total > MOST_ENTRIES:
         raise MemoryError(
@@ -173,7 +173,7 @@ def _list_tiles(
         )
     order = [_contiguous(x) for x in (depths, image_ids.long())]
     kernel = backend.choose(LIST_TILES, means2d)
-    return counts, *kernel(*rows, *order, *shapes, counts, tile_size, tiles, images)
+    return kernel(*rows, *order, *shapes, counts, tile_size, tiles, images)
 
 
 @torch.library.custom_op("sparse3d::splat_composite", mutates_args=())
@@ -274,23 +274,116 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 # ---------------------------------------------------------------------- implementations
 
+
+def _native_count_tiles(means2d: Tensor, radii: Tensor, tile_size: int, tiles: list[int]) -> Tensor:
+    if means2d.dtype != torch.float32:
+        return reference.count_tiles(means2d, radii, tile_size, tiles)
+    counts = radii.new_empty(len(radii))
+    sizes = (len(radii), tile_size, *tiles)
+    native.call("s3d_splat_box_tiles", means2d, radii, *sizes, counts, native.threads())
+    return counts
+
+
+def _native_list_tiles(
+    means2d: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    image_ids: Tensor,
+    conics: Tensor | None,
+    opacities: Tensor | None,
+    counts: Tensor,
+    tile_size: int,
+    tiles: list[int],
+    images: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = (means2d, radii, depths, image_ids, conics, opacities)
+    if means2d.dtype != torch.float32:
+        return reference.list_tiles(*tensors, counts, tile_size, tiles, images)
+    room = int(counts.sum(dtype=torch.int64))
+    keys, ids = image_ids.new_empty(room), counts.new_empty(room)
+    sizes = (len(radii), images, tile_size, *tiles)
+    total = native.call(
+        "s3d_splat_list_tiles", *tensors, *sizes, counts, keys, ids, native.threads()
+    )
+    if total < 0:
+        raise ValueError(f"image_ids must be in [0, {images})")
+    return counts, keys[:total], ids[:total]
+
+
+def _native_composite(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, size, tile_size = arguments
+    means2d, _, colors, *_, offsets, ids = tensors
+    if means2d.dtype != torch.float32 or offsets.shape[1:].numel() == 0:
+        return reference.composite(*arguments)
+    width, height = size
+    image = colors.new_empty(len(offsets), height, width, colors.shape[1])
+    transmittance = colors.new_empty(image.shape[:3])
+    looked_at = ids.new_empty(image.shape[:3])
+    wrong = native.call(
+        "s3d_splat_composite",
+        *tensors,
+        *_sizes(colors, offsets, ids, size, tile_size),
+        *(image, transmittance, looked_at, _cpu_level(), native.threads()),
+    )
+    _refuse(wrong, ids, len(means2d))
+    return image, transmittance, looked_at
+
+
+def _native_composite_gradient(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *tensors, size, tile_size, absolute = arguments
+    _, _, means2d, conics, colors, opacities, *_, offsets, ids, _, _ = tensors
+    if means2d.dtype != torch.float32 or offsets.shape[1:].numel() == 0:
+        return reference.composite_gradient(*arguments)
+    found = [torch.empty_like(x) for x in (means2d, means2d, conics, colors, opacities)]
+    wrong = native.call(
+        "s3d_splat_composite_gradient",
+        *tensors,
+        *_sizes(colors, offsets, ids, size, tile_size),
+        *(absolute, *found, _cpu_level(), native.threads()),
+    )
+    _refuse(wrong, ids, len(means2d))
+    return tuple(found)
+
+
+def _sizes(colors: Tensor, offsets: Tensor, ids: Tensor, size: list[int], tile_size: int) -> tuple:
+    images, down, across = offsets.shape
+    return (*colors.shape, len(ids), images, *size, tile_size, across, down)
+
+
+def _refuse(wrong: int, ids: Tensor, rows: int) -> None:
+    if wrong:
+        raise ValueError(
+            f"flatten_ids or isect_offsets do not fit: rows must be in [0, {rows}) and offsets "
+            f"rise within [0, {len(ids)}]"
+        )
+
+
+def _cpu_level() -> int:
+    """The instruction set that $SPARSE3D_ISA asks for, as the kernels number it; 0: the best."""
+    name = native.cpu_level()
+    if name not in LEVELS:
+        raise ValueError(f"SPARSE3D_ISA is {name!r}; it must be one of {', '.join(LEVELS[1:])}")
+    return LEVELS.index(name)
+
+
+LEVELS = ("", "plain", "avx2", "avx512")
 COUNT_TILES = {
     "reference": reference.count_tiles,
-    "native": reference.count_tiles,
+    "native": _native_count_tiles,
     "cuda": reference.count_tiles,
 }
 LIST_TILES = {
     "reference": reference.list_tiles,
-    "native": reference.list_tiles,
+    "native": _native_list_tiles,
     "cuda": reference.list_tiles,
 }
 COMPOSITE = {
     "reference": reference.composite,
-    "native": reference.composite,
+    "native": _native_composite,
     "cuda": reference.composite,
 }
 COMPOSITE_GRADIENT = {
     "reference": reference.composite_gradient,
-    "native": reference.composite_gradient,
+    "native": _native_composite_gradient,
     "cuda": reference.composite_gradient,
 }

@@ -21,15 +21,8 @@ def tile_boxes(means2d: Tensor, radii: Tensor, tile_size: int, tiles: tuple[int,
     return torch.where((radii > 0).all(1, keepdim=True), boxes, 0)
 
 
-def count_tiles(
-    means2d: Tensor,
-    radii: Tensor,
-    conics: Tensor | None,
-    opacities: Tensor | None,
-    tile_size: int,
-    tiles: tuple[int, int],
-) -> Tensor:
-    """[M] int32: how many tiles the box of each Gaussian reaches (``conics`` are not looked at)."""
+def count_tiles(means2d: Tensor, radii: Tensor, tile_size: int, tiles: tuple[int, int]) -> Tensor:
+    """[M] int32: how many tiles the box of each Gaussian reaches."""
     boxes = tile_boxes(means2d, radii, tile_size, tiles)
     return (boxes[:, 2:] - boxes[:, :2]).prod(1).int()
 
@@ -45,8 +38,18 @@ def list_tiles(
     tile_size: int,
     tiles: tuple[int, int],
     images: int,
-) -> tuple[Tensor, Tensor]:
-    """isect_ids [L] int64, ascending, and flatten_ids [L] int32, the row that each belongs to."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lists every tile that a Gaussian's box reaches, front to back.
+
+    Args:
+        means2d: [M, 2]; radii [M, 2] int32; depths [M]; image_ids [M].
+        conics: [M, 3] and opacities [M], or None: a finer choice of tiles is allowed, not made.
+        counts: [M] int32, of ``count_tiles``.
+
+    Returns:
+        counts [M] int32, tiles of each Gaussian; isect_ids [L] int64, ascending; flatten_ids [L]
+        int32, the row that each belongs to.
+    """
     boxes = tile_boxes(means2d, radii, tile_size, tiles)
     rows = torch.repeat_interleave(counts.long())
     first = (counts.cumsum(0) - counts)[rows]
@@ -58,7 +61,7 @@ def list_tiles(
     tile = (image_ids.long()[rows] << bits) | (y * tiles[0] + x)
     depth = depths.float().view(torch.int32).long()[rows] & 0xFFFFFFFF
     ids, order = ((tile << 32) | depth).sort(stable=True)
-    return ids, rows[order].int()
+    return counts, ids, rows[order].int()
 
 
 def tile_starts(ids: Tensor, images: int, tiles: tuple[int, int]) -> Tensor:

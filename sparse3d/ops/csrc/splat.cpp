@@ -1,0 +1,157 @@
+// Blending Gaussians into pixels, and its gradient: the part that is the same on every processor.
+#include "splat.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+namespace {
+
+constexpr float LOG2_E = 1.44269504088896341f;
+// Floats of the per-entry sums that are kept at a time: bounds memory, and decides no order of sums
+// because a Gaussian's entries are always added in the order of the lists.
+constexpr int64_t SUMS_AT_A_TIME = (int64_t)1 << 25;
+
+// level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
+const SplatKernels& kernels(int64_t level) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("bmi2");
+  if ((level == 0 || level == 3) && avx2 && avx512) return splat_avx512;
+  if (level != 1 && avx2) return splat_avx2;
+#endif
+  return splat_plain;
+}
+
+void make_record(const float* mean, const float* conic, float opacity, float* r) {
+  const float a = 0.5f * LOG2_E * conic[0], b = LOG2_E * conic[1], c = 0.5f * LOG2_E * conic[2];
+  const bool ellipse = a > 0 && c > 0 && 4 * (double)a * c > (double)b * b;
+  r[0] = mean[0], r[1] = mean[1], r[2] = a, r[3] = b, r[4] = c;
+  r[5] = log2f(opacity);
+  r[6] = ellipse ? -0.5f * b / a : NAN;
+  r[7] = -0.5f * b / c;
+}
+
+// Rows of one image that a list may name, in every tile: 1 when it names others, or offsets fall.
+int64_t check_lists(const SplatCall& q, int64_t rows) {
+  int64_t before = 0, wrong = 0;
+  for (int64_t t = 0; t < q.tiles(); t++) {
+    wrong |= q.offsets[t] < before;
+    before = q.offsets[t];
+  }
+  wrong |= before > q.entries;
+  for (int64_t i = 0; i < q.entries; i++) wrong |= (uint64_t)(int64_t)q.ids[i] >= (uint64_t)rows;
+  return wrong;
+}
+
+}  // namespace
+
+// means [rows, 2], conics [rows, 3], colors [rows, channels], opacities [rows], backgrounds [images,
+// channels] or null, shown [images, down, across] or null, offsets likewise, ids [entries] -> image
+// [images, height, width, channels], transmittance and looked_at [images, height, width].
+// Returns 1 when the lists name rows that are not there, else 0.
+EXPORT int64_t s3d_splat_composite(const float* means, const float* conics, const float* colors,
+                                   const float* opacities, const float* backgrounds,
+                                   const uint8_t* shown, const int32_t* offsets, const int32_t* ids,
+                                   int64_t rows, int64_t channels, int64_t entries, int64_t images,
+                                   int64_t width, int64_t height, int64_t tile, int64_t across,
+                                   int64_t down, float* image, float* transmittance,
+                                   int32_t* looked_at, int64_t level, int64_t threads) {
+  SplatCall q = {};
+  q.colors = colors, q.backgrounds = backgrounds, q.shown = shown, q.offsets = offsets, q.ids = ids;
+  q.channels = channels, q.entries = entries, q.images = images, q.width = width, q.height = height;
+  q.tile = tile, q.across = across, q.down = down;
+  q.image = image, q.transmittance = transmittance, q.looked_at = looked_at;
+  if (check_lists(q, rows)) return 1;
+  std::vector<float> records(SPLAT_RECORD * rows + 16);
+  float* r = (float*)(((uintptr_t)records.data() + 31) / 32 * 32);
+  q.records = r;
+  const SplatKernels& kernel = kernels(level);
+#pragma omp parallel num_threads((int)threads)
+  {
+    std::vector<float> scratch(splat_scratch(channels));
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < rows; i++)
+      make_record(means + 2 * i, conics + 3 * i, opacities[i], r + SPLAT_RECORD * i);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t t = 0; t < q.tiles(); t++) kernel.forward(q, t, scratch.data());
+  }
+  return 0;
+}
+
+// The gradient of the above: grads of image and transmittance, and what the forward pass wrote ->
+// d_means, d_absolute [rows, 2], d_conics [rows, 3], d_colors [rows, channels], d_opacities [rows].
+EXPORT int64_t s3d_splat_composite_gradient(
+    const float* grad_image, const float* grad_light, const float* means, const float* conics,
+    const float* colors, const float* opacities, const float* backgrounds, const uint8_t* shown,
+    const int32_t* offsets, const int32_t* ids, float* transmittance, int32_t* looked_at,
+    int64_t rows, int64_t channels, int64_t entries, int64_t images, int64_t width, int64_t height,
+    int64_t tile, int64_t across, int64_t down, int64_t absolute, float* d_means, float* d_absolute,
+    float* d_conics, float* d_colors, float* d_opacities, int64_t level, int64_t threads) {
+  SplatCall q = {};
+  q.colors = colors, q.backgrounds = backgrounds, q.shown = shown, q.offsets = offsets, q.ids = ids;
+  q.channels = channels, q.entries = entries, q.images = images, q.width = width, q.height = height;
+  q.tile = tile, q.across = across, q.down = down, q.absolute = absolute;
+  q.transmittance = transmittance, q.looked_at = looked_at;
+  q.grad_image = grad_image, q.grad_light = grad_light;
+  if (check_lists(q, rows)) return 1;
+  std::vector<float> records(SPLAT_RECORD * rows + 16);
+  float* r = (float*)(((uintptr_t)records.data() + 31) / 32 * 32);
+  q.records = r;
+  const SplatKernels& kernel = kernels(level);
+  const int64_t stride = q.stride();
+  std::vector<int64_t> batches = {0};  // first tile of each
+  for (int64_t t = 1; t < q.tiles(); t++)
+    if ((q.end(t) - q.begin(batches.back())) * stride > SUMS_AT_A_TIME) batches.push_back(t);
+  batches.push_back(q.tiles());
+  int64_t most = 0;
+  for (size_t b = 0; b + 1 < batches.size(); b++)
+    most = std::max(most, q.end(batches[b + 1] - 1) - q.begin(batches[b]));
+  std::vector<float> sums(rows * stride);
+  float* parts = new float[most * stride];
+#pragma omp parallel num_threads((int)threads)
+  {
+    const int64_t count = omp_get_num_threads(), self = omp_get_thread_num();
+    const int64_t low = rows * self / count, high = rows * (self + 1) / count;
+    std::vector<float> scratch(splat_scratch(channels));
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < rows; i++)
+      make_record(means + 2 * i, conics + 3 * i, opacities[i], r + SPLAT_RECORD * i);
+    for (size_t b = 0; b + 1 < batches.size(); b++) {
+      const int64_t begin = q.begin(batches[b]), end = q.end(batches[b + 1] - 1);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t t = batches[b]; t < batches[b + 1]; t++)
+        kernel.gradient(q, t, scratch.data(), parts + (q.begin(t) - begin) * stride);
+      // every thread adds the entries of its own rows, in the order of the lists
+      for (int64_t i = begin; i < end; i++) {
+        if (ids[i] < low || ids[i] >= high) continue;
+        const float* from = parts + (i - begin) * stride;
+        float* to = sums.data() + ids[i] * stride;
+        for (int64_t k = 0; k < stride; k++) to[k] += from[k];
+      }
+#pragma omp barrier
+    }
+    for (int64_t i = low; i < high; i++) {
+      const float *s = sums.data() + i * stride, *conic = conics + 3 * i;
+      d_means[2 * i] = -(conic[0] * s[1] + conic[1] * s[2]);
+      d_means[2 * i + 1] = -(conic[1] * s[1] + conic[2] * s[2]);
+      d_absolute[2 * i] = s[6] / LOG2_E;
+      d_absolute[2 * i + 1] = s[7] / LOG2_E;
+      d_conics[3 * i] = -0.5f * s[3];
+      d_conics[3 * i + 1] = -s[4];
+      d_conics[3 * i + 2] = -0.5f * s[5];
+      d_opacities[i] = s[0] == 0 ? 0.f : s[0] / opacities[i];
+      memcpy(d_colors + channels * i, s + SPLAT_MOMENTS, sizeof(float) * channels);
+    }
+  }
+  delete[] parts;
+  return 0;
+}
