@@ -60,7 +60,12 @@ BEARING_GAP = np.radians(8)
 WIDEST_VIEW = np.radians(75)
 SIZES = ("largest", "smallest", "tallest", "lowest")
 PAIRWISE = ("on", "above", "beside", "between", "left", "right")
-UNNAMED = frozenset(("wall", "floor", "ceiling", "object", "objects", "doorframe", "structure"))
+UNNAMED = frozenset(
+    (
+        *("wall", "floor", "ceiling", "object", "objects", "doorframe", "structure"),
+        *("unannotated", "otherstructure", "otherfurniture", "otherprop"),
+    )
+)
 """Classes that sentences do not speak of."""
 
 
@@ -170,6 +175,8 @@ def _between(entity: Entity, anchors: list[Entity], loose: bool) -> bool:
     start, end = anchors[0].middle, anchors[1].middle
     line = end - start
     length = float(np.hypot(*line))
+    if length < 0.3:
+        return loose
     way = entity.middle - start
     along = float(way @ line) / length**2
     aside = abs(float(way[0] * line[1] - way[1] * line[0])) / length
@@ -265,7 +272,7 @@ _HOLDS = {
 
 def queries(entities: Sequence[Entity]) -> Iterator[tuple[Query, int]]:
     """Every query of this room that has one answer, and the answer's id."""
-    spoken = [e for e in entities if e.name.lower() not in UNNAMED]
+    spoken = sorted((e for e in entities if e.name.lower() not in UNNAMED), key=lambda e: e.id)
     for query in _candidates(spoken):
         found = answers(query, spoken)
         if len(found) == 1 and answers(query, spoken, loose=True) == found:
