@@ -309,15 +309,14 @@ def _native_cells(definition: Callable, coords: Tensor, *arguments) -> Tensor:
     *sizes, shape = arguments
     dims = coords.shape[1] - 1
     limits = torch.tensor(shape or (-1,) * dims)
-    up = int(definition is reference.spread_cells)
-    found = native.call(
-        "s3d_cells_find", coords.contiguous(), len(coords), dims, torch.tensor(sizes), limits, up
-    )
-    if not found:  # past int32: the definition says so
-        return definition(coords, *arguments)
-    cells = coords.new_empty(native.call("s3d_cells_count", found), 1 + dims)
-    native.call("s3d_cells_take", found, dims, cells)
-    return cells
+    up, threads = int(definition is reference.spread_cells), native.threads()
+    coords, sizes = coords.contiguous(), torch.tensor(sizes)
+    found = native.call("s3d_cells_find", coords, len(coords), dims, sizes, limits, up, threads)
+    if found:
+        cells = coords.new_empty(native.call("s3d_cells_count", found), 1 + dims)
+        if not native.call("s3d_cells_take", found, cells, threads):
+            return cells
+    return definition(coords, *arguments)  # past int32: the definition says so
 
 
 OFFSET_TABLE = {

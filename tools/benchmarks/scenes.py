@@ -7,6 +7,7 @@ from torch import Tensor
 from sparse3d.structures import SparseVoxels, VoxelGrid
 
 LIDAR_VOXEL, INDOOR_VOXEL = (0.05, 0.05, 0.1), (0.02, 0.02, 0.02)
+MOST = {"lidar": 60_000, "indoor": 150_000}  # voxels
 
 
 def lidar_scan(seed: int = 0, beams: int = 64, columns: int = 2600) -> Tensor:
@@ -65,7 +66,10 @@ def indoor_scan(seed: int = 0, density: float = 20000.0) -> Tensor:
 
 
 def scene_voxels(name: str, scale: float) -> SparseVoxels:
-    """Voxels of scene 'lidar' or 'indoor'; ``scale`` of the full number of points."""
+    """Voxels of scene 'lidar' or 'indoor'; ``scale`` of the full number of points.
+
+    What is too many is cut away by a line through the scene, so that the density stays.
+    """
     if name == "lidar":
         points, size = lidar_scan(columns=int(2600 * scale)), LIDAR_VOXEL
         half = (70.4, 70.4)
@@ -75,7 +79,16 @@ def scene_voxels(name: str, scale: float) -> SparseVoxels:
         points = points[points[:, 0] < 5.2 * scale]
         grid = VoxelGrid((*size,), (-1.0,) * 3, (384, 320, 256))
     batch = torch.zeros(len(points), dtype=torch.int64)
-    return SparseVoxels.from_points(points, batch, grid, 1)[0]
+    voxels = SparseVoxels.from_points(points, batch, grid, 1)[0]
+    return voxels.prune(_nearest_side(voxels.coords, MOST[name]))
+
+
+def _nearest_side(coords: Tensor, most: int) -> Tensor:
+    """Mask [N] of the first ``most`` cells along a slanted direction."""
+    place = coords[:, 1].double() + 0.01 * coords[:, 2] + 1e-6 * coords[:, 3]
+    kept = torch.zeros(len(coords), dtype=torch.bool)
+    kept[place.argsort(stable=True)[:most]] = True
+    return kept
 
 
 def tiled_room(count: int) -> SparseVoxels:
