@@ -6,6 +6,7 @@ model = dict(
     type="SplattingModel",
     start=dict(type="PointStart"),
     strategy=dict(type="Densification"),
+    background="mean",
     most_gaussians=2_000_000,
     memory_gb=8,
 )

@@ -14,6 +14,7 @@ model = dict(
         matches=15000,
     ),
     strategy=dict(type="Pruning"),
+    background="mean",
     most_gaussians=2_000_000,
     memory_gb=8,
 )

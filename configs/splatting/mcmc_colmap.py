@@ -6,6 +6,7 @@ model = dict(
     type="SplattingModel",
     start=dict(type="PointStart", opacity=0.5),
     strategy=dict(type="MonteCarlo", most=300_000),
+    background="mean",
     most_gaussians=2_000_000,
     memory_gb=8,
 )

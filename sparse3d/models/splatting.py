@@ -38,7 +38,7 @@ class SplattingModel(BaseModel):
             its logarithm.
         hold_rate: share of the training through which that rate stays at the value that it has at
             the end of this share (EDGS: 8,000 of 30,000 steps).
-        background: rgb in 0..1 where nothing is.
+        background: rgb in 0..1 where nothing is; 'mean': the mean colour of the photographs.
         antialiased: opacities fall by what the pixel's width adds to a Gaussian (Mip-Splatting).
         exposure: learn a gain and an offset of every training photograph's colours.
         most_gaussians: cap of their number; None: none.
@@ -54,7 +54,7 @@ class SplattingModel(BaseModel):
         ssim_weight: float = 0.2,
         final_rate: float = 0.01,
         hold_rate: float = 0.0,
-        background: Sequence[float] = (0, 0, 0),
+        background: Sequence[float] | str = (0, 0, 0),
         antialiased: bool = False,
         exposure: bool = False,
         most_gaussians: int | None = None,
@@ -75,7 +75,9 @@ class SplattingModel(BaseModel):
             setattr(self, name, nn.Parameter(tensor))
         self.names: list[str] = []
         self.exposure = nn.Parameter(torch.zeros(0, 3, 4)) if exposure else None
-        self.register_buffer("background", torch.tensor(background, dtype=torch.float32))
+        self.mean_background = background == "mean"
+        color = (0, 0, 0) if self.mean_background else tuple(background)
+        self.register_buffer("background", torch.tensor(color, dtype=torch.float32))
         self.register_buffer("extent", torch.ones(()))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(lambda _, state, *others: self.fit_to(state))
@@ -140,6 +142,9 @@ class SplattingModel(BaseModel):
             )
         self.set_gaussians(gaussians)
         self.extent.fill_(scene_extent(cameras))
+        if self.mean_background:
+            means = [_view(sample)[1].float().mean((0, 1)) / 255 for sample in samples]
+            self.background.copy_(torch.stack(means).mean(0))
         self.schedule(steps, [sample.sample_id for sample in samples])
         if self.exposure is not None:
             identity = torch.eye(3, 4).repeat(len(samples), 1, 1)

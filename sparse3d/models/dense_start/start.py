@@ -12,6 +12,7 @@ from sparse3d.ops.neighbors import knn
 from sparse3d.registry import MODELS
 from sparse3d.structures import Gaussians, Sample, SparsePoints
 
+from .fill import fill_holes
 from .merge import merge_to
 from .photographs import Photograph, choose_neighbours, choose_references, scene_extent
 from .triangulation import lift, triangulate
@@ -58,7 +59,8 @@ class DenseStart:
     What EDGS does not do, and this does: neighbours share points and have parallax; a point must
     lie in front of both cameras, be seen under an angle, and hit its match; a pair in which hardly
     any match obeys the cameras is left out; Gaussians are as wide as their pixels are apart;
-    duplicates of several references become one.
+    duplicates of several references become one; and where a picture has no match, the surfaces
+    around are continued.
 
     Args:
         matcher: config of the matcher.
@@ -72,6 +74,9 @@ class DenseStart:
         spread: standard deviation of a Gaussian, in distances of sampled pixels.
         merge: edge of the voxel in which one Gaussian stays, in standard deviations; 0: no merging.
         keep_points: add the sparse points where no dense one is near.
+        fill: edge of the squares of which each gets a Gaussian in every picture, in distances of
+            sampled pixels; 0: holes stay.
+        fill_opacity: of the Gaussians in holes.
         seed: of the choice of pixels and references.
 
     Source: Kotovenko, Grebenkova, Ommer: EDGS, 2025.
@@ -90,6 +95,8 @@ class DenseStart:
         spread: float = 0.5,
         merge: float = 1.0,
         keep_points: bool = True,
+        fill: float = 2.0,
+        fill_opacity: float = 0.1,
         seed: int = 0,
     ):
         self.matcher = MODELS.build(matcher or {"type": "FlowMatcher"})
@@ -103,6 +110,7 @@ class DenseStart:
         self.spread = spread
         self.merge = merge
         self.keep_points = keep_points
+        self.fill, self.fill_opacity = fill, fill_opacity
         self.seed = seed
 
     def __call__(
@@ -129,22 +137,26 @@ class DenseStart:
                 "start=dict(type='PointStart')"
             )
         xyz, rgb, sizes, doubt = (torch.cat(part) for part in zip(*found))
-        raw = len(xyz)
-        rows, factor = (
-            merge_to(xyz, sizes * self.merge, doubt, most)
-            if self.merge
-            else (torch.arange(raw)[:most], 1.0)
-        )
-        xyz, rgb, sizes = xyz[rows], rgb[rows], sizes[rows] * factor
+        triangulated = len(xyz)
+        if self.merge:
+            rows, factor = merge_to(xyz, sizes * self.merge, doubt, most)
+            xyz, rgb, sizes = xyz[rows], rgb[rows], sizes[rows] * factor
+        report = {"triangulated": triangulated, "merged": len(xyz), "references": len(found)}
         if self.keep_points and len(points):
-            xyz, rgb, sizes = _add_sparse(xyz, rgb, sizes, points, most)
-        report = {
-            "start_seconds": time.time() - started,
-            "triangulated": raw,
-            "merged": len(rows),
-            "references": len(found),
-        }
-        return Gaussians.from_points(xyz, rgb, sizes, self.opacity, sh_degree), report
+            xyz, rgb, sizes = _add_sparse(xyz, rgb, sizes, points)
+        gaussians = Gaussians.from_points(xyz, rgb, sizes, self.opacity, sh_degree)
+        if self.fill:
+            gaussians = Gaussians.cat([gaussians, self._in_holes(pictures, gaussians)])
+        report = {**report, "filled": len(gaussians) - len(xyz)}
+        report["start_seconds"] = time.time() - started
+        return gaussians[: most or len(gaussians)], report
+
+    def _in_holes(self, pictures: list[Photograph], gaussians: Gaussians) -> Gaussians:
+        area = float(np.mean([picture.gray.size for picture in pictures]))
+        cell = max(self.fill * (area / self.matches) ** 0.5, 1.0)
+        xyz, rgb, edges = fill_holes(pictures, gaussians.means, cell)
+        sizes = self.spread * edges
+        return Gaussians.from_points(xyz, rgb, sizes, self.fill_opacity, gaussians.sh_degree)
 
     def _all_references(self, pictures: list[Photograph], points: SparsePoints) -> list[tuple]:
         cameras, names = [p.camera for p in pictures], [p.name for p in pictures]
@@ -246,12 +258,11 @@ def _camera(sample: Sample):
     return next(iter(sample.cameras.values()))
 
 
-def _add_sparse(xyz, rgb, sizes, points: SparsePoints, most: int | None):
+def _add_sparse(xyz, rgb, sizes, points: SparsePoints):
     """Dense points, then the sparse ones that no dense one is near."""
     far = neighbour_distance(points.xyz)
     _, squared = knn(points.xyz, xyz, 1)
     lonely = squared[:, 0].sqrt() > far
-    lonely &= lonely.cumsum(0) <= (len(lonely) if most is None else most - len(xyz))
     return (
         torch.cat([xyz, points.xyz[lonely]]),
         torch.cat([rgb, points.rgb[lonely]]),
