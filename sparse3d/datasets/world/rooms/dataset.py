@@ -68,12 +68,26 @@ class WorldRooms(GroundingDataset):
         return [entry["name"] for objects in self.objects.values() for entry in objects]
 
     def load_room(self, scene_id: str) -> Room:
-        path = self.data_root / f"{scene_id}.npz"
-        with reading(path), np.load(path) as data:
-            xyz, rgb = data["xyz"].astype(np.float32) / 1000, data["rgb"].astype(np.float32) / 255
-            instance = data["instance"].astype(np.int64)
-            points = np.concatenate([xyz, rgb], 1)
-        objects = self.objects[scene_id]
-        boxes = np.array([entry["box"] for entry in objects], np.float32).reshape(-1, 6)
-        names, ids = [e["name"] for e in objects], [e["id"] for e in objects]
-        return Room(points, instance, boxes, names, ids)
+        return _room(self.data_root / f"{scene_id}.npz", self.objects[scene_id])
+
+
+def read_room(path: Path, described: Path) -> Room:
+    """A room from its points (.npz) and its description (.json).
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    data = read_json(described)
+    with reading(described):
+        objects = data["objects"]
+    return _room(path, objects)
+
+
+def _room(path: Path, objects: list[dict]) -> Room:
+    with reading(path), np.load(path) as data:
+        xyz, rgb = data["xyz"].astype(np.float32) / 1000, data["rgb"].astype(np.float32) / 255
+        instance = data["instance"].astype(np.int64)
+        points = np.concatenate([xyz, rgb], 1)
+    boxes = np.array([entry["box"] for entry in objects], np.float32).reshape(-1, 6)
+    names, ids = [e["name"] for e in objects], [e["id"] for e in objects]
+    return Room(points, instance, boxes, names, ids)
