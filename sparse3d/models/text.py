@@ -132,9 +132,12 @@ class HuggingFaceText(nn.Module):
             tokens, which sentence-transformers such as MiniLM were trained for.
         max_tokens: tokens that are read; a warning says when there are more.
         remembered: sentences whose features are kept, the last ones used.
+        width: of the features, where known: a frozen encoder is then loaded with the first
+            sentence, and its errors come then.
 
     Raises:
-        ValueError: ``name`` is no folder or package and not in the cache; it lists what to do.
+        ValueError: ``name`` is no folder or package and not in the cache (it lists what to do), or
+            its width is another.
         ImportError: the package transformers is missing.
     """
 
@@ -146,21 +149,33 @@ class HuggingFaceText(nn.Module):
         sentence: str = "first",
         max_tokens: int = 256,
         remembered: int = 10_000,
+        width: int | None = None,
     ):
         super().__init__()
         if sentence not in ("first", "mean"):
             raise ValueError(f"sentence is {sentence!r}; it must be 'first' or 'mean'")
         self.sentence, self.max_tokens = sentence, max_tokens
         self.frozen, self.remembered = frozen, remembered
-        self.tokenizer, encoder = _load(name, download)
-        self.out_channels = encoder.config.hidden_size
-        if frozen:
-            # in a tuple torch does not see it: neither state dict, optimizer nor train() has it
-            self._hidden = (encoder.eval().requires_grad_(False),)
-        else:
-            self.encoder = encoder
+        self.name, self.download, self.out_channels = name, download, width
+        # in a list torch does not see a frozen encoder: no state dict, optimizer or train() has it
+        self._loaded: list[nn.Module] = []
         self._known: OrderedDict[str, tuple[Tensor, list[Span]]] = OrderedDict()
         self.register_buffer("_device", torch.zeros(()), persistent=False)
+        if width is None or not frozen:
+            self._load()
+
+    def _load(self) -> None:
+        self.tokenizer, encoder = _load(self.name, self.download)
+        width = encoder.config.hidden_size
+        if self.out_channels not in (None, width):
+            raise ValueError(
+                f"width is {self.out_channels}, but the features of {self.name!r} have {width}"
+            )
+        self.out_channels = width
+        if self.frozen:
+            self._loaded.append(encoder.eval().requires_grad_(False))
+        else:
+            self.encoder = encoder
 
     def forward(self, sentences: Sequence[str]) -> TextTokens:
         """Raises ValueError where a sentence has no word."""
@@ -168,6 +183,8 @@ class HuggingFaceText(nn.Module):
         if not self.frozen:
             parts = [self._encode(text, self.encoder) for text in sentences]
         else:
+            if not self._loaded:
+                self._load()
             parts = [self._remember(text) for text in sentences]
         device = self._device.device
         return TextTokens.of([rows.to(device) for rows, _ in parts], [spans for _, spans in parts])
@@ -175,7 +192,7 @@ class HuggingFaceText(nn.Module):
     @torch.no_grad()
     def _remember(self, text: str) -> tuple[Tensor, list[Span]]:
         if text not in self._known:
-            encoder = self._hidden[0].to(self._device.device)
+            encoder = self._loaded[0].to(self._device.device)
             self._known[text] = self._encode(text, encoder)
         self._known.move_to_end(text)
         while len(self._known) > self.remembered:

@@ -100,6 +100,16 @@ def test_an_encoder_that_is_nowhere_is_named_with_the_ways_out(name, monkeypatch
 
 
 @needs_minilm
+def test_with_a_known_width_the_first_sentence_loads_the_encoder():
+    with pytest.raises(ValueError, match="no/such/folder"):
+        HuggingFaceText("no/such/folder", width=384)(["a chair"])
+    late = HuggingFaceText(PACKAGED, width=384)
+    assert late(["a chair"]).features.shape[2] == late.out_channels == 384
+    with pytest.raises(ValueError, match=r"width is 768, but .* have 384"):
+        HuggingFaceText(PACKAGED, width=768)(["a chair"])
+
+
+@needs_minilm
 def test_a_trainable_encoder_has_parameters_and_gradients():
     encoder = HuggingFaceText(PACKAGED, frozen=False)
     encoder(["a chair"]).features.sum().backward()
