@@ -8,6 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.datasets.base import PointDataset
 from sparse3d.datasets.check import ERROR, judge, survey, table
+from sparse3d.datasets.check_grounding import judge_sentences, sentence_table, survey_sentences
+from sparse3d.datasets.grounding import GroundingDataset
 from sparse3d.datasets.sampling import build_database
 from sparse3d.engine.command_line import add_config_options, plain_errors
 from sparse3d.engine.runner import load_config
@@ -111,9 +113,17 @@ def make_poses(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Say what is wrong with the data; 1 if something serious is."""
-    found = survey(open_plain(dataset_config(args)), args.limit or None)
-    problems = judge(found)
-    print(table(found), *problems, sep="\n")
+    config = dataset_config(args)
+    while isinstance(config.get("dataset"), dict):  # of sentences by room
+        config = config["dataset"]
+    dataset = open_plain(config)
+    if isinstance(dataset, GroundingDataset):
+        found = survey_sentences(dataset, args.limit or None)
+        problems, numbers = judge_sentences(found), sentence_table(found)
+    else:
+        found = survey(dataset, args.limit or None)
+        problems, numbers = judge(found), table(found)
+    print(numbers, *problems, sep="\n")
     errors = sum(problem.level == ERROR for problem in problems)
     print(f"{errors} serious problems" if errors else "nothing serious found")
     return int(errors > 0)
