@@ -12,11 +12,14 @@ from sparse3d.ops.neighbors import knn
 from sparse3d.registry import MODELS
 from sparse3d.structures import Gaussians, Sample, SparsePoints
 
+from .consistency import contradicted
 from .fill import fill_holes
 from .merge import merge_to
 from .photographs import Photograph, choose_neighbours, choose_references, scene_extent
 from .triangulation import lift, triangulate
 
+ASKED = 10
+"""Nearest views that may contradict a point."""
 LEAST_MATCHES = 100
 """Matches of a pair from which its poses can be judged."""
 
@@ -143,7 +146,8 @@ class DenseStart:
             xyz, rgb, sizes = xyz[rows], rgb[rows], sizes[rows] * factor
         report = {"triangulated": triangulated, "merged": len(xyz), "references": len(found)}
         if self.keep_points and len(points):
-            xyz, rgb, sizes = _add_sparse(xyz, rgb, sizes, points)
+            cameras = [picture.camera for picture in pictures]
+            xyz, rgb, sizes = _add_sparse(xyz, rgb, sizes, points, cameras)
         gaussians = Gaussians.from_points(xyz, rgb, sizes, self.opacity, sh_degree)
         if self.fill:
             gaussians = Gaussians.cat([gaussians, self._in_holes(pictures, gaussians)])
@@ -160,13 +164,14 @@ class DenseStart:
 
     def _all_references(self, pictures: list[Photograph], points: SparsePoints) -> list[tuple]:
         cameras, names = [p.camera for p in pictures], [p.name for p in pictures]
-        neighbours = choose_neighbours(names, cameras, points, self.neighbours)
+        near = choose_neighbours(names, cameras, points, max(self.neighbours, ASKED))
         generator = np.random.default_rng(self.seed)
-        found, odd = [], {}
+        found, depths, odd = {}, {}, {}
         for row in choose_references(cameras, self.references, self.seed):
-            others = [pictures[j] for j in neighbours[row]]
-            part, shares = self._one_reference(pictures[row], others, generator)
-            found += [part] if part is not None else []
+            others = [pictures[j] for j in near[row][: self.neighbours]]
+            part, depth, shares = self._one_reference(pictures[row], others, generator)
+            if part is not None:
+                found[row], depths[row] = part, depth
             for other, share in zip(others, shares):
                 if share is not None and share < self.least_share:
                     odd.setdefault(names[row], []).append(f"{other.name} {100 * share:.0f} %")
@@ -177,10 +182,15 @@ class DenseStart:
                 f"out (share of matches that do): {shown[:400]}",
                 stacklevel=3,
             )
-        return found
+        kept = []
+        for row, part in found.items():
+            good = ~contradicted(part[0], row, near[row], cameras, depths)
+            kept += [tuple(column[good] for column in part)] if good.any() else []
+        return kept
 
     def _one_reference(self, picture: Photograph, others: list[Photograph], generator):
-        """Points, colours, sizes and doubt of one reference (or None), and each pair's share."""
+        """Points, colours, sizes and doubt of one reference, or None; its depths [H, W] (0: not
+        known); and each pair's share of matches that obey the cameras."""
         height, width = picture.gray.shape
         y, x = np.mgrid[0:height, 0:width]
         pixels = torch.from_numpy(np.stack([x, y], 2).reshape(-1, 2)).float()
@@ -202,17 +212,13 @@ class DenseStart:
             depth[rows[better]], doubt[rows[better]] = two.depth[better], two.doubt[better]
         good = doubt.isfinite().numpy().reshape(height, width)
         if not good.any():
-            return None, shares
+            return None, None, shares
         chosen, step = sample_evenly(good, self.matches, generator)
         color = torch.from_numpy(picture.image).reshape(-1, 3)[chosen].float() / 255
         focal = float(picture.camera.K[0, 0] + picture.camera.K[1, 1]) / 2
         sizes = self.spread * step * depth[chosen] / focal
-        return (
-            lift(picture.camera, pixels[chosen], depth[chosen]),
-            color,
-            sizes,
-            doubt[chosen],
-        ), shares
+        points = lift(picture.camera, pixels[chosen], depth[chosen])
+        return (points, color, sizes, doubt[chosen]), depth.reshape(height, width), shares
 
 
 def sample_evenly(good: np.ndarray, most: int, generator) -> tuple[Tensor, float]:
@@ -258,13 +264,29 @@ def _camera(sample: Sample):
     return next(iter(sample.cameras.values()))
 
 
-def _add_sparse(xyz, rgb, sizes, points: SparsePoints):
-    """Dense points, then the sparse ones that no dense one is near."""
+def _add_sparse(xyz, rgb, sizes, points: SparsePoints, cameras: list):
+    """Dense points, then the sparse ones that no dense one is near.
+
+    A lone point far from all others would be a ball before everything: it is made at most four
+    times as wide, in the picture, as the dense ones are in theirs.
+    """
     far = neighbour_distance(points.xyz)
     _, squared = knn(points.xyz, xyz, 1)
     lonely = squared[:, 0].sqrt() > far
+    widest = 4 * (sizes / _least_depth(xyz, cameras)).median() * _least_depth(points.xyz, cameras)
     return (
         torch.cat([xyz, points.xyz[lonely]]),
         torch.cat([rgb, points.rgb[lonely]]),
-        torch.cat([sizes, far[lonely] * 0.5]),
+        torch.cat([sizes, torch.minimum(far * 0.5, widest)[lonely]]),
     )
+
+
+def _least_depth(points: Tensor, cameras: list) -> Tensor:
+    """[N] depth in the nearest camera that sees a point; where none does, the distance to one."""
+    least = torch.full((len(points),), float("inf"))
+    distance = least.clone()
+    for camera in cameras:
+        depth = camera.project(points)[1]
+        least = torch.minimum(least, torch.where(camera.sees(points), depth, torch.inf))
+        distance = torch.minimum(distance, (points - camera.center).norm(dim=1))
+    return torch.where(least.isfinite(), least, distance)

@@ -1,0 +1,39 @@
+"""Points that other references contradict: these see through them."""
+
+import torch
+from torch import Tensor
+
+from sparse3d.structures import Camera
+
+AGREES = 0.05
+"""Relative difference of two depths of the same surface."""
+CONTRADICTS = 0.10
+"""A point that lies nearer than a view's surface by more hangs in the air before it."""
+
+
+def contradicted(
+    points: Tensor, own: int, views: list[int], cameras: list[Camera], depths: dict[int, Tensor]
+) -> Tensor:
+    """Mask [N] of the points that more views see through than see.
+
+    Args:
+        points: [N, 3], of view ``own``.
+        own: which does not count.
+        views: those asked.
+        cameras: of all views.
+        depths: of some views [H, W]; 0: not known.
+    """
+    balance = torch.zeros(len(points), dtype=torch.int64)
+    for view in views:
+        if view == own or view not in depths:
+            continue
+        camera, surface = cameras[view], depths[view]
+        pixel, depth = camera.project(points)
+        inside = camera.sees(points)
+        column = pixel[:, 0].round().long().clamp(0, surface.shape[1] - 1)
+        row = pixel[:, 1].round().long().clamp(0, surface.shape[0] - 1)
+        there = torch.where(inside, surface[row, column], 0.0)
+        known = there > 0
+        balance -= (known & ((depth / there - 1).abs() < AGREES)).long()
+        balance += (known & (depth < (1 - CONTRADICTS) * there)).long()
+    return balance > 0
