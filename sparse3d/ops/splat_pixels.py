@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import backend, native
 from .reference import splat_pixels as reference
+from .splat_projection import cpu_level
 
 # Entries of all tile lists together; more is taken for a mistake (2^28 entries hold 3 GB).
 MOST_ENTRIES = 2**28
@@ -53,7 +54,9 @@ def isect_tiles(
         image_ids = torch.arange(images, device=depths.device).repeat_interleave(shape[-1])
     exact = conics is not None and opacities is not None
     rows = [means2d.reshape(-1, 2).detach(), radii.reshape(-1, 2), depths.reshape(-1).detach()]
-    shapes = [conics.reshape(-1, 3), opacities.reshape(-1)] if exact else [None, None]
+    shapes = [None, None]
+    if exact:
+        shapes = [conics.reshape(-1, 3).detach(), opacities.reshape(-1).detach()]
     counts, ids, flat = _list_tiles(
         *rows, image_ids, *shapes, tile_size, [tile_width, tile_height], images
     )
@@ -323,7 +326,7 @@ def _native_composite(*arguments) -> tuple[Tensor, Tensor, Tensor]:
         "s3d_splat_composite",
         *tensors,
         *_sizes(colors, offsets, ids, size, tile_size),
-        *(image, transmittance, looked_at, _cpu_level(), native.threads()),
+        *(image, transmittance, looked_at, cpu_level(), native.threads()),
     )
     _refuse(wrong, ids, len(means2d))
     return image, transmittance, looked_at
@@ -339,7 +342,7 @@ def _native_composite_gradient(*arguments) -> tuple[Tensor, Tensor, Tensor, Tens
         "s3d_splat_composite_gradient",
         *tensors,
         *_sizes(colors, offsets, ids, size, tile_size),
-        *(absolute, *found, _cpu_level(), native.threads()),
+        *(absolute, *found, cpu_level(), native.threads()),
     )
     _refuse(wrong, ids, len(means2d))
     return tuple(found)
@@ -358,15 +361,6 @@ def _refuse(wrong: int, ids: Tensor, rows: int) -> None:
         )
 
 
-def _cpu_level() -> int:
-    """The instruction set that $SPARSE3D_ISA asks for, as the kernels number it; 0: the best."""
-    name = native.cpu_level()
-    if name not in LEVELS:
-        raise ValueError(f"SPARSE3D_ISA is {name!r}; it must be one of {', '.join(LEVELS[1:])}")
-    return LEVELS.index(name)
-
-
-LEVELS = ("", "plain", "avx2", "avx512")
 COUNT_TILES = {
     "reference": reference.count_tiles,
     "native": _native_count_tiles,

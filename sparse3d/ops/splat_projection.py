@@ -4,11 +4,12 @@ Names, arguments and numeric rules are those of gsplat 1.5.3.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from . import backend
+from . import backend, native
 from .reference import splat as reference
 
 CAMERA_MODELS = tuple(reference.CAMERA_MODELS)
@@ -144,7 +145,8 @@ def spherical_harmonics(
     Args:
         degrees_to_use: highest degree, 0 .. 4; later coefficients are not looked at.
         dirs: [..., 3] directions of any length.
-        coeffs: [..., K, 3], or with leading dimensions that broadcast to those of ``dirs``.
+        coeffs: [..., K, 3]; of its leading dimensions all but the last may be 1 where those of
+            ``dirs`` are not: one set for all.
         masks: [...] bool; False gives 0 and no gradient.
 
     Returns:
@@ -158,8 +160,17 @@ def spherical_harmonics(
             f"degree {degrees_to_use} of spherical harmonics needs {(degrees_to_use + 1) ** 2} "
             f"coefficients and must be 0..4; coeffs have shape {tuple(coeffs.shape)}"
         )
-    colors = reference.harmonics(degrees_to_use, dirs, coeffs)
-    return colors if masks is None else torch.where(masks[..., None], colors, 0)
+    lead = dirs.shape[:-1]
+    images, shared = math.prod(lead[:-1]), math.prod(coeffs.shape[:-3])
+    if coeffs.shape[-1] != 3 or coeffs.shape[-3:-2] != lead[-1:] or shared not in (1, images):
+        raise ValueError(
+            f"coeffs have shape {tuple(coeffs.shape)} and dirs {tuple(dirs.shape)}; "
+            f"{(*lead, '(degree + 1)^2 or more', 3)} is needed, or 1 for leading dimensions"
+        )
+    rows = dirs.reshape(images, *lead[-1:], 3)
+    sets = coeffs.reshape(shared, *coeffs.shape[-3:])
+    seen = None if masks is None else masks.reshape(rows.shape[:2])
+    return _harmonics(rows, sets, seen, degrees_to_use).reshape(dirs.shape)
 
 
 def check_projection(means, covars, quats, scales, viewmats, Ks, opacities, camera_model) -> None:
@@ -259,6 +270,41 @@ def _backward(ctx, _, *grads):
 _project.register_autograd(_backward, setup_context=_setup)
 
 
+@torch.library.custom_op("sparse3d::splat_harmonics", mutates_args=())
+def _harmonics(dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int) -> Tensor:
+    return backend.choose(HARMONICS, dirs)(*_contiguous(dirs, coeffs, masks), degree)
+
+
+@_harmonics.register_fake
+def _(dirs, coeffs, masks, degree):
+    return torch.empty_like(dirs)
+
+
+@torch.library.custom_op("sparse3d::splat_harmonics_gradient", mutates_args=())
+def _harmonics_gradient(
+    grad: Tensor, dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int
+) -> tuple[Tensor, Tensor]:
+    kernel = backend.choose(HARMONICS_GRADIENT, dirs)
+    return kernel(*_contiguous(grad, dirs, coeffs, masks), degree)
+
+
+@_harmonics_gradient.register_fake
+def _(grad, dirs, coeffs, masks, degree):
+    return torch.empty_like(dirs), torch.empty_like(coeffs)
+
+
+def _setup_harmonics(ctx, inputs, output):
+    *tensors, ctx.degree = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_harmonics(ctx, grad):
+    return *_harmonics_gradient(grad, *ctx.saved_tensors, ctx.degree), None, None
+
+
+_harmonics.register_autograd(_backward_harmonics, setup_context=_setup_harmonics)
+
+
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
@@ -290,13 +336,102 @@ def _reference_gradient(
     return list(pull_back(tuple(grads)))
 
 
+def _native_project(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *tensors, size, eps2d, depth_range, radius_clip, compensate, camera_model = arguments
+    means, *_, viewmats, _, _ = tensors
+    if means.dtype != torch.float32:
+        return reference.project(*arguments)
+    shape = (*viewmats.shape[:2], means.shape[1])
+    radii = means.new_empty(*shape, 2, dtype=torch.int32)
+    outputs = [radii, *(means.new_empty(*shape, *tail) for tail in ((2,), (), (3,), ()))]
+    limits = map(float, (eps2d, *depth_range, radius_clip))
+    native.call(
+        "s3d_splat_project",
+        *tensors,
+        *(len(means), means.shape[1], viewmats.shape[1], *size, *limits),
+        *(compensate, CAMERA_MODELS.index(camera_model), *outputs, cpu_level(), native.threads()),
+    )
+    return tuple(outputs)
+
+
+def _native_project_gradient(*arguments) -> list[Tensor]:
+    grads, radii, means, covars, quats, scales, viewmats, Ks, size, eps2d, model = arguments
+    if means.dtype != torch.float32:
+        return _reference_gradient(*arguments)
+    given = (means, covars, quats, scales, viewmats)
+    found = [None if x is None else torch.empty_like(x) for x in given]
+    native.call(
+        "s3d_splat_project_gradient",
+        *(*grads, radii, means, covars, quats, scales, viewmats, Ks),
+        *(len(means), means.shape[1], viewmats.shape[1], *size, float(eps2d)),
+        *(CAMERA_MODELS.index(model), *found, cpu_level(), native.threads()),
+    )
+    return [x for x in found if x is not None]
+
+
+def _reference_harmonics(dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int) -> Tensor:
+    colors = reference.harmonics(degree, dirs, coeffs)
+    return colors if masks is None else torch.where(masks[..., None], colors, 0)
+
+
+def _reference_harmonics_gradient(
+    grad: Tensor, dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int
+) -> tuple[Tensor, Tensor]:
+    evaluate = partial(_reference_harmonics, masks=masks, degree=degree)
+    return torch.func.vjp(evaluate, dirs, coeffs)[1](grad)
+
+
+def _native_harmonics(dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int) -> Tensor:
+    if dirs.dtype != torch.float32:
+        return _reference_harmonics(dirs, coeffs, masks, degree)
+    colors = torch.empty_like(dirs)
+    sizes = (*dirs.shape[:2], coeffs.shape[2], degree, len(coeffs) < len(dirs))
+    tensors = (dirs, coeffs, masks)
+    native.call("s3d_splat_harmonics", *tensors, *sizes, colors, cpu_level(), native.threads())
+    return colors
+
+
+def _native_harmonics_gradient(
+    grad: Tensor, dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int
+) -> tuple[Tensor, Tensor]:
+    if dirs.dtype != torch.float32:
+        return _reference_harmonics_gradient(grad, dirs, coeffs, masks, degree)
+    found = (torch.empty_like(dirs), torch.empty_like(coeffs))
+    native.call(
+        "s3d_splat_harmonics_gradient",
+        *(grad, dirs, coeffs, masks),
+        *(*dirs.shape[:2], coeffs.shape[2], degree, len(coeffs) < len(dirs)),
+        *(*found, cpu_level(), native.threads()),
+    )
+    return found
+
+
+def cpu_level() -> int:
+    """The instruction set that $SPARSE3D_ISA asks for, as the kernels number it; 0: the best."""
+    name = native.cpu_level()
+    if name not in LEVELS:
+        raise ValueError(f"SPARSE3D_ISA is {name!r}; it must be one of {', '.join(LEVELS[1:])}")
+    return LEVELS.index(name)
+
+
+LEVELS = ("", "plain", "avx2", "avx512")
 PROJECT = {
     "reference": reference.project,
-    "native": reference.project,
+    "native": _native_project,
     "cuda": reference.project,
 }
 PROJECT_GRADIENT = {
     "reference": _reference_gradient,
-    "native": _reference_gradient,
+    "native": _native_project_gradient,
     "cuda": _reference_gradient,
+}
+HARMONICS = {
+    "reference": _reference_harmonics,
+    "native": _native_harmonics,
+    "cuda": _reference_harmonics,
+}
+HARMONICS_GRADIENT = {
+    "reference": _reference_harmonics_gradient,
+    "native": _native_harmonics_gradient,
+    "cuda": _reference_harmonics_gradient,
 }

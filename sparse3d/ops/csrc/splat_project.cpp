@@ -1,0 +1,185 @@
+// Projection of Gaussians and spherical harmonics, with their gradients.
+#include "splat_project.h"
+
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+#include <vector>
+
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace {
+
+#define S3D_LANES 4
+namespace plain {
+#include "splat_project_kernel.h"
+}
+#undef S3D_LANES
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define S3D_LEVELS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#pragma GCC optimize("fp-contract=fast")
+#define S3D_LANES 8
+namespace avx2 {
+#include "splat_project_kernel.h"
+}
+#undef S3D_LANES
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
+#pragma GCC optimize("fp-contract=fast")
+#define S3D_LANES 16
+namespace avx512 {
+#include "splat_project_kernel.h"
+}
+#undef S3D_LANES
+#pragma GCC pop_options
+#endif
+
+// level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
+int best(int64_t level) {
+#ifdef S3D_LEVELS
+  if ((level == 0 || level == 3) && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return 3;
+  if (level != 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
+#endif
+  return 1;
+}
+
+}  // namespace
+
+// Sizes and layouts as in ProjectCall. model: 0 pinhole, 1 ortho, 2 fisheye.
+EXPORT int64_t s3d_splat_project(const float* means, const float* covars, const float* quats,
+                                 const float* scales, const float* viewmats, const float* Ks,
+                                 const float* opacities, int64_t batch, int64_t count,
+                                 int64_t cameras, int64_t width, int64_t height, double eps2d,
+                                 double near, double far, double radius_clip, int64_t compensate,
+                                 int64_t model, int32_t* radii, float* means2d, float* depths,
+                                 float* conics, float* compensations, int64_t level,
+                                 int64_t threads) {
+  ProjectCall p = {};
+  p.means = means, p.covars = covars, p.quats = quats, p.scales = scales, p.viewmats = viewmats;
+  p.Ks = Ks, p.opacities = opacities, p.batch = batch, p.count = count, p.cameras = cameras;
+  p.width = width, p.height = height, p.model = model, p.compensate = compensate;
+  p.eps2d = (float)eps2d, p.near = (float)near, p.far = (float)far;
+  p.radius_clip = (float)radius_clip;
+  p.radii = radii, p.means2d = means2d, p.depths = depths, p.conics = conics;
+  p.compensations = compensations;
+  const int64_t tasks = batch * p.chunks();
+  const int chosen = best(level);
+#pragma omp parallel for num_threads(useful_threads(threads, tasks, 2)) schedule(dynamic, 1)
+  for (int64_t t = 0; t < tasks; t++) {
+    const int64_t b = t / p.chunks(), chunk = t % p.chunks();
+    switch (chosen) {
+#ifdef S3D_LEVELS
+      case 3: avx512::project(p, b, chunk); break;
+      case 2: avx2::project(p, b, chunk); break;
+#endif
+      default: plain::project(p, b, chunk);
+    }
+  }
+  return 0;
+}
+
+// d_views [batch, cameras, 4, 4]; of covars, or of quats and scales, the others are null.
+EXPORT int64_t s3d_splat_project_gradient(
+    const float* d_means2d, const float* d_depths, const float* d_conics,
+    const float* d_compensations, const int32_t* radii, const float* means, const float* covars,
+    const float* quats, const float* scales, const float* viewmats, const float* Ks, int64_t batch,
+    int64_t count, int64_t cameras, int64_t width, int64_t height, double eps2d, int64_t model,
+    float* d_means, float* d_covars, float* d_quats, float* d_scales, float* d_views, int64_t level,
+    int64_t threads) {
+  ProjectCall p = {};
+  p.means = means, p.covars = covars, p.quats = quats, p.scales = scales, p.viewmats = viewmats;
+  p.Ks = Ks, p.batch = batch, p.count = count, p.cameras = cameras;
+  p.width = width, p.height = height, p.model = model, p.eps2d = (float)eps2d;
+  p.radii = const_cast<int32_t*>(radii), p.d_means2d = d_means2d, p.d_depths = d_depths;
+  p.d_conics = d_conics, p.d_compensations = d_compensations;
+  p.d_means = d_means, p.d_covars = d_covars, p.d_quats = d_quats, p.d_scales = d_scales;
+  std::vector<double> views(batch * p.chunks() * cameras * 12);
+  p.d_views = views.data();
+  const int64_t tasks = batch * p.chunks();
+  const int chosen = best(level);
+#pragma omp parallel num_threads(useful_threads(threads, tasks, 2))
+  {
+    std::vector<float> memory;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t t = 0; t < tasks; t++) {
+      const int64_t b = t / p.chunks(), chunk = t % p.chunks();
+      switch (chosen) {
+#ifdef S3D_LEVELS
+        case 3: avx512::pull_back(p, b, chunk, memory); break;
+        case 2: avx2::pull_back(p, b, chunk, memory); break;
+#endif
+        default: plain::pull_back(p, b, chunk, memory);
+      }
+    }
+  }
+  memset(d_views, 0, sizeof(float) * batch * cameras * 16);
+  for (int64_t image = 0; image < batch * cameras; image++)
+    for (int64_t k = 0; k < 12; k++) {
+      double sum = 0;
+      for (int64_t chunk = 0; chunk < p.chunks(); chunk++)
+        sum += views[((image / cameras * p.chunks() + chunk) * cameras + image % cameras) * 12 + k];
+      d_views[16 * image + k] = (float)sum;
+    }
+  return 0;
+}
+
+constexpr int64_t HARMONICS_CHUNK = 1024;
+
+// dirs [images, count, 3], coeffs [images, count, terms, 3] or, shared, [count, terms, 3], masks
+// [images, count] or null -> colors as dirs.
+EXPORT int64_t s3d_splat_harmonics(const float* dirs, const float* coeffs, const uint8_t* masks,
+                                   int64_t images, int64_t count, int64_t terms, int64_t degree,
+                                   int64_t shared, float* colors, int64_t level, int64_t threads) {
+  HarmonicsCall q = {};
+  q.dirs = dirs, q.coeffs = coeffs, q.masks = masks, q.images = images, q.count = count;
+  q.terms = terms, q.degree = degree, q.shared = shared, q.colors = colors;
+  const int64_t chunks = (count + HARMONICS_CHUNK - 1) / HARMONICS_CHUNK, tasks = images * chunks;
+  const int chosen = best(level);
+#pragma omp parallel for num_threads(useful_threads(threads, tasks, 2)) schedule(dynamic, 1)
+  for (int64_t t = 0; t < tasks; t++) {
+    const int64_t first = t % chunks * HARMONICS_CHUNK, image = t / chunks;
+    const int64_t end = std::min(count, first + HARMONICS_CHUNK);
+    switch (chosen) {
+#ifdef S3D_LEVELS
+      case 3: avx512::harmonics(q, image, first, end); break;
+      case 2: avx2::harmonics(q, image, first, end); break;
+#endif
+      default: plain::harmonics(q, image, first, end);
+    }
+  }
+  return 0;
+}
+
+// The gradient of the above: grad as colors -> d_dirs as dirs, d_coeffs as coeffs.
+EXPORT int64_t s3d_splat_harmonics_gradient(const float* grad, const float* dirs,
+                                            const float* coeffs, const uint8_t* masks,
+                                            int64_t images, int64_t count, int64_t terms,
+                                            int64_t degree, int64_t shared, float* d_dirs,
+                                            float* d_coeffs, int64_t level, int64_t threads) {
+  HarmonicsCall q = {};
+  q.grad = grad, q.dirs = dirs, q.coeffs = coeffs, q.masks = masks, q.images = images;
+  q.count = count, q.terms = terms, q.degree = degree, q.shared = shared;
+  q.d_dirs = d_dirs, q.d_coeffs = d_coeffs;
+  const int64_t chunks = (count + HARMONICS_CHUNK - 1) / HARMONICS_CHUNK;
+  const int chosen = best(level);
+#pragma omp parallel for num_threads(useful_threads(threads, chunks, 2)) schedule(dynamic, 1)
+  for (int64_t chunk = 0; chunk < chunks; chunk++) {
+    const int64_t first = chunk * HARMONICS_CHUNK, end = std::min(count, first + HARMONICS_CHUNK);
+    for (int64_t image = 0; image < images; image++) switch (chosen) {
+#ifdef S3D_LEVELS
+        case 3: avx512::harmonics_gradient(q, image, first, end); break;
+        case 2: avx2::harmonics_gradient(q, image, first, end); break;
+#endif
+        default: plain::harmonics_gradient(q, image, first, end);
+      }
+  }
+  return 0;
+}
