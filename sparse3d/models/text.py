@@ -194,10 +194,11 @@ class HuggingFaceText(nn.Module):
         if text not in self._known:
             encoder = self._loaded[0].to(self._device.device)
             self._known[text] = self._encode(text, encoder)
+        found = self._known[text]
         self._known.move_to_end(text)
         while len(self._known) > self.remembered:
             self._known.popitem(last=False)
-        return self._known[text]
+        return found
 
     def _encode(self, text: str, encoder: nn.Module) -> tuple[Tensor, list[Span]]:
         """Features [T, D] and spans; one sentence at a time: none leaves a trace in another."""
