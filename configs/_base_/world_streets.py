@@ -15,7 +15,7 @@ streets = dict(
     point_range=point_range,
     min_points=1,
 )
-thinning = dict(type="PointThinning", size=0.1)
+thinning = dict(type="PointThinning", size=0.16)
 augmentation = [
     dict(
         type="GroundTruthSampling",
@@ -27,7 +27,7 @@ augmentation = [
     dict(type="RandomFlip"),  # streets look alike: turning them costs more steps than it gains
 ]
 train_dataloader = dict(
-    batch_size=2,
+    batch_size=1,  # a step of two costs as much as two steps
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),

@@ -21,5 +21,5 @@ model = dict(
     ),
 )
 
-optim_wrapper = dict(precision="auto")
+optim_wrapper = dict(precision="auto", optimizer=dict(lr=0.002))
 train_cfg = dict(max_epochs=7)
