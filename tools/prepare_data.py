@@ -69,6 +69,15 @@ def make_rooms(args: argparse.Namespace) -> int:
     return 0
 
 
+def make_scannet(args: argparse.Namespace) -> int:
+    """Write ScanNet's scenes as one aligned .npz each: they load many times faster."""
+    from sparse3d.datasets.scannet_scenes import prepare_scenes
+
+    count = prepare_scenes(Path(args.scans), Path(args.out), args.workers)
+    print(f"{args.out}: {count} scenes")
+    return 0
+
+
 def split_counts(args: argparse.Namespace, usual: dict[str, int]) -> dict[str, int]:
     """How many are asked for by split; ``usual`` where none are.
 
@@ -133,7 +142,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make, index and check data.")
     commands = parser.add_subparsers(
-        required=True, metavar="world | rooms | database | poses | check"
+        required=True, metavar="world | rooms | scannet | database | poses | check"
     )
 
     world = commands.add_parser("world", help="generate procedural streets")
@@ -165,6 +174,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     rooms.add_argument("--queries", type=int, default=20, help="pictures of another walk (20)")
     rooms.add_argument("--size", type=int, nargs=2, default=(640, 480), help="pixels (640 480)")
     rooms.set_defaults(run=make_rooms)
+
+    scannet = commands.add_parser("scannet", help="write ScanNet's scenes as files that load fast")
+    scannet.add_argument("scans", help="folder with the scenes' folders, such as ScanNet/scans")
+    scannet.add_argument("--out", default="data/scannet")
+    scannet.add_argument("--workers", type=int, default=1, help="processes (1)")
+    scannet.set_defaults(run=make_scannet)
 
     database = commands.add_parser("database", help="cut out objects for ground-truth sampling")
     database.add_argument("--out", help="folder (the one that the config's transform names)")

@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sparse3d.structures.ply import read_ply
 
 from .base import read_json, reading
 from .grounding import Room, with_color
+from .world.generate import run_jobs
 
 NYU40 = (
     *("unannotated", "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window"),
@@ -226,6 +228,25 @@ def write_scene(scene_id: str, root: str | Path, out: str | Path) -> Path:
         )
         part.replace(path)
     return path
+
+
+def prepare_scenes(root: Path, out: Path, workers: int = 1) -> int:
+    """``write_scene`` for all scenes under ``root``, and the table of labels; their number.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    scenes = list_scenes(root)
+    if not scenes:
+        raise FileNotFoundError(f"{root} holds no folders scene*_*: give the folder of the scenes")
+    out.mkdir(parents=True, exist_ok=True)
+    for place in (root, root.parent):
+        if (place / LABEL_TABLE).is_file():
+            (out / LABEL_TABLE).write_bytes((place / LABEL_TABLE).read_bytes())
+            break
+    missing = [scene for scene in scenes if not (out / f"{scene}.npz").exists()]
+    run_jobs(partial(write_scene, root=root, out=out), missing, workers)
+    return len(scenes)
 
 
 def benchmark_names(root: str | Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from sparse3d.datasets.scannet_scenes import (
     benchmark_class,
     benchmark_names,
     list_scenes,
+    prepare_scenes,
     read_points,
     read_scene,
     write_scene,
@@ -123,6 +124,21 @@ def test_prepared_scene_is_the_same(scene, tmp_path):
     assert np.allclose(again.points, room.points, atol=1e-6)
     assert np.array_equal(again.boxes, room.boxes) and again.names == room.names
     assert list_scenes(tmp_path) == [SCENE]
+
+
+def test_all_scenes_are_prepared(annotations, scene):
+    (annotations / "scans" / "scannetv2-labels.combined.tsv").write_text("raw_category\tnyu40id\n")
+    out = annotations / "fast"
+    assert prepare_scenes(annotations / "scans", out) == 1
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(before) == {f"{SCENE}.npz", "scannetv2-labels.combined.tsv"}
+    assert prepare_scenes(annotations, out) == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    fast = ScanRefer(out, annotations / "refer.json", scenes=[SCENE])[0]
+    slow = ScanRefer(annotations, annotations / "refer.json", scenes=[SCENE])[0]
+    assert torch.equal(fast.boxes.tensor, slow.boxes.tensor) and fast.names == slow.names
+    with pytest.raises(FileNotFoundError, match="holds no folders"):
+        prepare_scenes(annotations / "scans" / SCENE, out)
 
 
 def test_missing_alignment_is_warned_of(scene):

@@ -98,3 +98,20 @@ def test_real_frames_give_a_database(root, tmp_path, capsys):
     assert main(["database", str(path), "--out", str(tmp_path / "objects")]) == 0
     cars = ObjectDatabase.open(tmp_path / "objects" / "Car.npz")
     assert len(cars) > 0 and cars.counts.min() >= 1 and np.isfinite(cars.points).all()
+
+
+def test_rooms_with_pictures(tmp_path, capsys):
+    root = ["--root", str(tmp_path), "--name", "small"]
+    assert main(["rooms", *root, "--val", "1", "--points", "2000", "--sentences", "3"]) == 0
+    assert (tmp_path / "small" / "val" / "000000.npz").exists()
+    views = ["--pictures", "1", "--frames", "2", "--queries", "1", "--size", "48", "36"]
+    assert main(["rooms", *root, *views]) == 0
+    assert not (tmp_path / "small" / "train").exists()
+    folder = tmp_path / "small" / "pictures" / "train-000000"
+    assert len(list(folder.glob("seq-0*/*.color.png"))) == 3
+    assert "2 pictures and 1 queries" in capsys.readouterr().out
+
+
+def test_negative_number_of_rooms_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="must be 0 or more"):
+        main(["rooms", "--root", str(tmp_path), "--train", "-1"])
