@@ -48,6 +48,7 @@ ALIKE = {
 """Common words for the benchmark's classes, where the table of labels is not at hand."""
 
 LABEL_TABLE = "scannetv2-labels.combined.tsv"
+SCENE_ID = "scene[0-9][0-9][0-9][0-9]_[0-9][0-9]"
 REMEDY = "download the scene's files again (or correct data_root)"
 
 
@@ -72,8 +73,8 @@ def list_scenes(root: str | Path) -> list[str]:
     """Ids of the scenes under ``root``, in order."""
     root, found = Path(root), set()
     for place in (root, root / "scans", root / "scans_test", root / "scenes"):
-        found |= {path.stem for path in place.glob("scene*_*.npz")}
-        found |= {path.name for path in place.glob("scene*_*") if path.is_dir()}
+        found |= {path.stem for path in place.glob(f"{SCENE_ID}.npz")}
+        found |= {path.name for path in place.glob(SCENE_ID) if path.is_dir()}
     return sorted(found)
 
 
