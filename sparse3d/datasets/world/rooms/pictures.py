@@ -165,7 +165,8 @@ def write_room_files(
     K, (width, height) = intrinsics(size), size
     lens = {"w": width, "h": height, "fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2]}
     depth = {**lens, "unit_m": 0.001, "invalid": 0}
-    (place / "intrinsics.json").write_text(json.dumps({"color": lens, "depth": depth}, indent=1))
+    cameras = {"color": lens, "depth": depth, "poses": "exact, of the colour camera (rendered)"}
+    (place / "intrinsics.json").write_text(json.dumps(cameras, indent=1))
     poses = _paths(interior, split, seed, index, counts)[0]
     frames = [
         {
