@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import backend, native
+
 _LIMIT = 2**63
 
 
@@ -82,6 +84,19 @@ class KeySpace:
         return torch.stack(columns, 1).int()
 
 
+def sort_rows(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The different rows of ``coords`` [N, 1+D] int32 in lexicographic order.
+
+    Returns:
+        [M, 1+D] int32 rows, ascending; [M] int64, the first given row of each; [N] int64, the place
+        of each given row among them.
+
+    Raises:
+        ValueError: the rows span 2**63 cells or more.
+    """
+    return backend.choose(SORT_ROWS, coords)(coords)
+
+
 def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
     """Rows [M] int64 of ``wanted`` [M] keys in ``sorted_keys`` [N] (ascending, unique), or -1."""
     if not len(sorted_keys):
@@ -89,3 +104,33 @@ def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
     rows = torch.searchsorted(sorted_keys, wanted)
     rows = rows.clamp_(max=len(sorted_keys) - 1)
     return torch.where(sorted_keys[rows] == wanted, rows, -1)
+
+
+# ---------------------------------------------------------------------- implementations
+
+
+def _reference_sort(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    space = KeySpace.around(coords)
+    unique, inverse = torch.unique(space.keys(coords), return_inverse=True)
+    rows = torch.arange(len(coords), device=coords.device)
+    first = torch.full_like(unique, len(coords)).scatter_reduce(0, inverse, rows, "amin")
+    return space.coords(unique), first, inverse
+
+
+def _native_sort(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    coords = coords.contiguous()
+    rows, columns = coords.shape
+    unique = torch.empty_like(coords)
+    first, inverse = (torch.empty(rows, dtype=torch.int64) for _ in range(2))
+    given = (coords, rows, columns, unique, first, inverse, native.threads())
+    found = native.call("s3d_sort_rows", *given)
+    if found < 0:
+        return _reference_sort(coords)  # says which voxel is too far
+    return (
+        (unique, first, inverse)
+        if found == rows
+        else (unique[:found].clone(), first[:found], inverse)
+    )
+
+
+SORT_ROWS = {"reference": _reference_sort, "native": _native_sort, "cuda": _reference_sort}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sparse3d.ops.keys import KeySpace, find_sorted
+from sparse3d.ops.keys import KeySpace, find_sorted, sort_rows
 from sparse3d.ops.voxelize import segment_expand, segment_reduce, voxelize
 
 from .grid import IndexCache, VoxelGrid
@@ -152,24 +152,20 @@ class SparseVoxels:
         stride = stride or (1,) * (coords.shape[1] - 1)
         if shape is None and all(s == 1 for s in stride):
             shape = grid.shape
-        coords = coords.long()  # a narrow type could not even hold the shape
         _check_rows(coords, batch_size, shape)
-        space = KeySpace.around(coords)
-        unique, inverse, counts = torch.unique(
-            space.keys(coords), return_inverse=True, return_counts=True
-        )
-        if len(unique) < len(coords):
-            if duplicates == "error":
-                cell = tuple(space.coords(unique[counts > 1][:1])[0].tolist())
-                raise ValueError(
-                    f"cell {cell} (batch, x, y, z) is given {int(counts.max())} times; "
-                    "say duplicates='mean', 'sum', 'max' or 'first', or remove them"
-                )
-            features = _merge(features, inverse, len(unique), duplicates)
+        unique, first, inverse = sort_rows(coords.int())
+        if len(unique) == len(coords) or duplicates == "first":
+            features = features[first]
+        elif duplicates == "error":
+            counts = torch.bincount(inverse)
+            cell = tuple(unique[counts > 1][0].tolist())
+            raise ValueError(
+                f"cell {cell} (batch, x, y, z) is given {int(counts.max())} times; "
+                "say duplicates='mean', 'sum', 'max' or 'first', or remove them"
+            )
         else:
-            features = features[torch.argsort(inverse)]
-        voxels = cls(features, space.coords(unique), grid, batch_size, tuple(stride), shape)
-        return voxels, inverse
+            features = segment_reduce(features, inverse, len(unique), duplicates)
+        return cls(features, unique, grid, batch_size, tuple(stride), shape), inverse
 
     @classmethod
     def from_dense(
@@ -419,7 +415,15 @@ def _check_shapes(features: Tensor, coords: Tensor) -> None:
 
 
 def _check_rows(coords: Tensor, batch_size: int, shape: tuple[int, ...] | None) -> None:
-    """Refuses rows [N, 1+D] int64 outside the batch, int32 or the grid."""
+    """Refuses rows [N, 1+D] outside the batch, int32 or the grid."""
+    if not len(coords):
+        return
+    low, high = (extreme.tolist() for extreme in torch.aminmax(coords, dim=0))
+    limits = (batch_size, *(shape or ()))
+    inside = min(low[: len(limits)]) >= 0 and all(v < most for v, most in zip(high, limits))
+    if inside and min(low) >= -(2**31) and max(high) < 2**31:
+        return
+    coords = coords.long()  # a narrow type could not even hold the shape
     wide = (coords != coords.int()).any(1)
     if wide.any():
         row = int(wide.nonzero()[0])
@@ -444,12 +448,3 @@ def _check_rows(coords: Tensor, batch_size: int, shape: tuple[int, ...] | None) 
                 f"grid of {' x '.join(map(str, shape))} cells; drop such rows or use an "
                 "unbounded grid"
             )
-
-
-def _merge(features: Tensor, index: Tensor, rows: int, rule: str) -> Tensor:
-    if rule == "first":
-        order = torch.arange(len(index), device=index.device)
-        first = torch.full((rows,), len(index), device=index.device)
-        first = first.scatter_reduce(0, index, order, "amin")
-        return features[first]
-    return segment_reduce(features, index, rows, rule)

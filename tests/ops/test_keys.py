@@ -1,9 +1,11 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse3d.ops.keys import KeySpace, find_sorted
+from sparse3d.ops import backend
+from sparse3d.ops.keys import KeySpace, find_sorted, sort_rows
+from tests.voxel_cases import IMPLEMENTATIONS
 
 batches, cells = st.integers(0, 3), st.integers(-(2**18), 2**18)
 rows = st.lists(st.tuples(batches, cells, cells, cells), min_size=1, max_size=30)
@@ -50,3 +52,41 @@ def test_contains_and_find():
 def test_no_rows():
     none = torch.zeros(0, 4, dtype=torch.int32)
     assert KeySpace.around(none).keys(none).shape == (0,)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(batches, *[st.integers(-2, 2)] * 3), max_size=40), st.integers(2, 4))
+def test_sorted_rows_are_distinct_and_lead_back(implementation, cells, columns):
+    coords = torch.tensor([cell[:columns] for cell in cells], dtype=torch.int32).view(-1, columns)
+    with backend.forced(implementation):
+        unique, first, inverse = sort_rows(coords)
+    assert [tuple(row) for row in unique.tolist()] == sorted({cell[:columns] for cell in cells})
+    assert torch.equal(unique[inverse], coords) and torch.equal(coords[first], unique)
+    assert all(int((inverse == place).nonzero()[0]) == row for place, row in enumerate(first))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("spread", [20, 2**19])  # keys that leave room for the row, or do not
+def test_many_rows_are_sorted_alike_by_any_number_of_threads(spread, threads):
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.randint(-spread, spread, (60000, 4), generator=generator, dtype=torch.int32)
+    coords[:, 0] = torch.randint(0, 2, (60000,), generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with backend.forced("native"):
+            ours = sort_rows(coords)
+    finally:
+        torch.set_num_threads(before)
+    with backend.forced("reference"):
+        assert all(torch.equal(a, b) for a, b in zip(ours, sort_rows(coords)))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rows_too_far_apart_are_refused(implementation):
+    far = torch.tensor(
+        [[0, 2**31 - 1, 2**31 - 1, 0], [0, -(2**31), 0, -(2**31)]], dtype=torch.int32
+    )
+    with backend.forced(implementation), pytest.raises(ValueError, match="64-bit key"):
+        sort_rows(far)

@@ -79,7 +79,7 @@ struct Extent {
     if (dims < 3) cover(1, 0, 0);
     for (int k = 0; k < 12; k++) {
       const int c = k % columns;
-      cover(c && dims < 3 ? c + 1 : c, least[k], most[k]);
+      cover(c ? c + 3 - dims : 0, least[k], most[k]);
     }
   }
 

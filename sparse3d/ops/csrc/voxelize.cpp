@@ -128,23 +128,23 @@ EXPORT int64_t s3d_cell_keys(const int32_t* cells, int64_t n, int64_t columns, c
 // are left out (-1). Returns how many there are.
 EXPORT int64_t s3d_unique_keys(const int64_t* keys, int64_t n, int64_t* unique, int64_t* first,
                                int64_t* inverse, int64_t threads) {
-  std::vector<radix::Item> items;
-  items.reserve(n);
   int64_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    inverse[i] = -1;
-    if (keys[i] < 0) continue;
-    items.push_back({(uint64_t)keys[i], i});
-    largest = std::max(largest, keys[i]);
-  }
-  radix::sort(items, radix::bits_of((uint64_t)largest), threads);
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, keys[i]);
+  const int bits = radix::bits_of((uint64_t)largest);
+  const auto key_of = [&](int64_t i) {  // those left out go behind the rest
+    return keys[i] < 0 ? (uint64_t)1 << bits : (uint64_t)keys[i];
+  };
+  const radix::Sorted sorted(n, bits + 1, key_of, threads);
   int64_t found = 0;
-  for (const radix::Item& item : items) {
-    if (!found || unique[found - 1] != (int64_t)item.key) {
-      unique[found] = (int64_t)item.key;
-      first[found++] = item.row;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t row = sorted.row(i), key = keys[row];
+    inverse[row] = -1;
+    if (key < 0) continue;
+    if (!found || unique[found - 1] != key) {
+      unique[found] = key;
+      first[found++] = row;
     }
-    inverse[item.row] = found - 1;
+    inverse[row] = found - 1;
   }
   return found;
 }

@@ -11,7 +11,6 @@ EXPORT int64_t s3d_window_partition(const int32_t* coords, int64_t n, const int6
                                     const int64_t* size, const int64_t* shift, int64_t set_size,
                                     int64_t* window_index, int32_t* inside, int64_t* order,
                                     int64_t* offsets, int64_t threads) {
-  std::vector<radix::Item> items(n);
   int64_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     int64_t window = coords[4 * i];
@@ -21,21 +20,21 @@ EXPORT int64_t s3d_window_partition(const int32_t* coords, int64_t n, const int6
       inside[3 * i + axis] = (int32_t)(shifted % size[axis]);
     }
     window_index[i] = window;
-    items[i] = {(uint64_t)window, i};
     largest = std::max(largest, window);
   }
-  radix::sort(items, radix::bits_of((uint64_t)largest), threads);
+  const radix::Sorted items(
+      n, radix::bits_of((uint64_t)largest), [&](int64_t i) { return window_index[i]; }, threads);
 
   const auto before = [&](int64_t a, int64_t b) {
     return std::lexicographical_compare(inside + 3 * a, inside + 3 * a + 3, inside + 3 * b,
                                         inside + 3 * b + 3);
   };
   int64_t *y_major = order, *x_major = order + n;
-  for (int64_t i = 0; i < n; ++i) x_major[i] = items[i].row;
+  for (int64_t i = 0; i < n; ++i) x_major[i] = items.row(i);
   std::vector<int64_t> next(size[1] + 1);
   int64_t sets = 0;
   for (int64_t begin = 0, end; begin < n; begin = end) {
-    for (end = begin; end < n && items[end].key == items[begin].key; ++end) {
+    for (end = begin; end < n && items.key(end) == items.key(begin); ++end) {
     }
     // Rows that came in ascending order are sorted by now: a window keeps the order of coordinates.
     if (!std::is_sorted(x_major + begin, x_major + end, before))

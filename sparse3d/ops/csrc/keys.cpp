@@ -1,0 +1,60 @@
+// Order and identity of voxel coordinates.
+#include "kernel_map.h"
+#include "radix_sort.h"
+
+#include <atomic>
+
+// Rows of coords [n, columns] int32 in lexicographic order, each once. Writes the different rows, the
+// first given row of each, and for every given row its place among them. Returns how many there are;
+// -1 when the box around them has 2^63 cells or more.
+EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, int32_t* unique,
+                             int64_t* first, int64_t* inverse, int64_t threads) {
+  const int team = useful_threads(threads, n, 1 << 13);
+  std::vector<Extent> extents(team);
+  std::atomic<bool> ascending{true};
+#pragma omp parallel num_threads(team)
+  {
+    const int count = omp_get_num_threads(), self = omp_get_thread_num();
+    const int64_t begin = n * self / count, end = n * (self + 1) / count;
+    extents[self].cover_rows(coords, begin, end, (int)columns - 1);
+    for (int64_t i = std::max<int64_t>(begin, 1); i < end && ascending; i++) {
+      const int32_t* row = coords + i * columns;
+      int64_t c = 0;
+      while (c < columns - 1 && row[c] == row[c - columns]) c++;
+      if (row[c] <= row[c - columns]) ascending = false;
+    }
+  }
+  Extent box;
+  for (const Extent& extent : extents) box.cover(extent);
+  int64_t step[4], low[4];
+  unsigned __int128 cells = 1;
+  for (int64_t c = columns - 1; c >= 0; c--) {
+    if (!n) break;
+    const int at = c ? (int)(c + 4 - columns) : 0;  // a map has no first axis
+    low[c] = box.low[at];
+    step[c] = (int64_t)cells;
+    cells *= (unsigned __int128)(box.high[at] - box.low[at] + 1);
+    if (cells >> 63) return -1;
+  }
+  if (ascending) {
+    memcpy(unique, coords, sizeof(int32_t) * n * columns);
+    for (int64_t i = 0; i < n; i++) first[i] = inverse[i] = i;
+    return n;
+  }
+  const auto key_of = [&](int64_t row) {
+    int64_t key = 0;
+    for (int64_t c = 0; c < columns; c++) key += (coords[row * columns + c] - low[c]) * step[c];
+    return key;
+  };
+  const radix::Sorted sorted(n, radix::bits_of((uint64_t)(cells - 1)), key_of, threads);
+  int64_t found = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t row = sorted.row(i);
+    if (!i || sorted.key(i) != sorted.key(i - 1)) {
+      memcpy(unique + found * columns, coords + row * columns, sizeof(int32_t) * columns);
+      first[found++] = row;
+    }
+    inverse[row] = found - 1;
+  }
+  return found;
+}
