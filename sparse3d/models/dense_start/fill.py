@@ -97,7 +97,7 @@ def continue_planes(inverse: np.ndarray) -> np.ndarray:
             out[now] = _fit(square[now], right[now], x[now], y[now], reach / max(height, width))
         open_ &= ~now
         reach *= 2
-    return np.clip(out, low / 2, high)
+    return np.where(inverse > 0, inverse, np.clip(out, low / 2, high))
 
 
 def _fit(square, right, x, y, reach) -> np.ndarray:

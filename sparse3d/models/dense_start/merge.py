@@ -41,10 +41,18 @@ def merge_to(
     """``merge_near`` with voxels just large enough that at most ``most`` points stay.
 
     Returns:
-        The rows, and the factor by which the voxels were enlarged (1: not at all).
+        The rows, and by what factor the points that stay must grow to cover what all covered.
     """
-    rows, factor = merge_near(points, sizes, doubt), 1.0
+    finer = rows = merge_near(points, sizes, doubt)
+    octave = 1.0
     while most is not None and len(rows) > most:
-        factor *= max((len(rows) / most) ** 0.5, 1.02)
-        rows = merge_near(points, sizes * factor, doubt)
-    return rows, factor
+        octave *= 2
+        finer, rows = rows, merge_near(points, sizes * octave, doubt)
+    if most is not None and len(rows) < min(most, len(finer)):
+        # Between two octaves: the surest of the finer ones come back.
+        others = finer[~torch.isin(finer, rows)]
+        back = others[doubt[others].argsort(stable=True)[: most - len(rows)]]
+        rows = torch.cat([rows, back]).sort().values
+    if octave == 1:
+        return rows, 1.0
+    return rows, (len(merge_near(points, sizes, doubt)) / max(len(rows), 1)) ** 0.5

@@ -1,0 +1,269 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse3d.models.dense_start.consistency import contradicted
+from sparse3d.models.dense_start.fill import continue_planes, fill_holes
+from sparse3d.models.dense_start.matchers import FlowMatcher, RomaMatcher
+from sparse3d.models.dense_start.merge import merge_near, merge_to
+from sparse3d.models.dense_start.photographs import (
+    Photograph,
+    choose_neighbours,
+    choose_references,
+    fundamental,
+)
+from sparse3d.models.dense_start.start import DenseStart, PointStart, sample_evenly
+from sparse3d.models.dense_start.triangulation import lift, triangulate
+from sparse3d.ops import backend
+from sparse3d.structures import Camera, Sample, SparsePoints
+from tests.photographs import SIZE, K, cast, look_at, poses, some_points
+
+implementations = pytest.mark.parametrize("implementation", ["reference", "native"])
+START = {"matches": 800, "min_angle": 1.0}
+
+
+def camera(pose, size=SIZE) -> Camera:
+    return Camera.from_corner_K(torch.tensor(K).float(), torch.tensor(pose).float(), size)
+
+
+def views(list_of_poses) -> list[Sample]:
+    return [
+        Sample(
+            torch.zeros(0, 3),
+            cameras={"view": camera(pose)},
+            images={"view": torch.from_numpy(cast(pose)[0].copy())},
+            meta={"sample_id": f"view {i}"},
+        )
+        for i, pose in enumerate(list_of_poses)
+    ]
+
+
+def off_surface(points) -> torch.Tensor:
+    """Distance of points to the made place: a floor and a wall."""
+    return torch.minimum(points[:, 2].abs(), (points[:, 1] - 1.5).abs())
+
+
+# ---------------------------------------------------------------------- geometry
+
+
+@given(st.integers(0, 2**31), st.floats(0.2, 30))
+@settings(max_examples=30, deadline=None)
+def test_true_matches_give_back_their_points(seed, distance):
+    rng = np.random.default_rng(seed)
+    a, b = (
+        camera(look_at([0, -8, 0] - rng.uniform(-3, 3, 3), rng.uniform(-1, 1, 3))) for _ in "ab"
+    )
+    pixels = torch.from_numpy(rng.uniform(0, 70, (50, 2))).float()
+    points = lift(a, pixels, torch.from_numpy(rng.uniform(0.5, 1, 50) * distance).float())
+    target, depth = b.project(points)
+    seen = depth > 0.05 * distance
+    found = triangulate(a, pixels[seen], b, target[seen])
+    assert found.in_front.all()
+    sure = found.angle > 0.02
+    back = lift(a, pixels[seen], found.depth)
+    assert ((back - points[seen]).norm(dim=1)[sure] < 0.01 * distance).all()
+    assert (found.miss < 0.05).all()
+    ends = torch.cat([pixels, torch.ones(50, 1)], 1).double() @ fundamental(a, b).T
+    homogeneous = torch.cat([target, torch.ones(50, 1)], 1).double()
+    miss = (ends * homogeneous).sum(1) / ends[:, :2].norm(dim=1).clamp(min=1e-9)
+    assert (miss.abs()[seen] < 0.1).all()
+
+
+def test_matches_behind_a_camera_and_off_the_line_are_told():
+    a, b = camera(poses(2)[0]), camera(poses(2)[1])
+    pixels = torch.tensor([[40.0, 30.0], [40.0, 30.0], [40.0, 30.0]])
+    behind, ahead = lift(a, pixels[:2], torch.tensor([-2.0, 3.0]))
+    target = torch.stack([b.project(p[None])[0][0] for p in (ahead, ahead)])
+    local = b.to_camera(behind[None])[0]
+    target[0] = local[:2] / local[2] * b.K[0, 0] + b.K[:2, 2]
+    found = triangulate(a, pixels, b, torch.cat([target, target[1:] + 9]))
+    assert found.in_front.tolist()[:2] == [False, True]
+    assert found.miss[1] < 0.01 and found.miss[2] > 2
+
+
+def test_the_best_neighbours_share_points_under_a_good_angle():
+    spots = [[0, -8, 0], [0.05, -8, 0], [0.8, -8, 0], [7, -5, 0]]
+    cameras = [camera(look_at(spot, [0, 0, 0.1])) for spot in spots]
+    names = list("abcd")
+    points = SparsePoints(torch.rand(50, 3) - 0.5, torch.rand(50, 3), [names] * 50)
+    assert choose_neighbours(names, cameras, points, 1)[0] == [2]
+    # Without points the nearest that does not stand in the same place.
+    twice = [cameras[0], *cameras]
+    assert choose_neighbours(list("zabcd"), twice, SparsePoints.none(), 2)[0] == [2, 3]
+
+
+def test_references_are_spread_over_the_cameras():
+    cameras = [camera(pose) for pose in poses(12)]
+    chosen = choose_references(cameras, 4)
+    assert len(chosen) == 4 and max(np.diff([-1, *chosen, 12])) <= 5
+    assert choose_references(cameras, 12) == choose_references(cameras, 99) == list(range(12))
+
+
+# ---------------------------------------------------------------------- matching
+
+
+def test_flow_finds_the_made_place_again():
+    a, b = (Photograph.from_sample(view) for view in views(poses(5)[1:3]))
+    matches = FlowMatcher()(a, b)
+    assert matches.certainty.mean() > 0.6
+    depth = torch.from_numpy(cast(poses(5)[1])[1]).float().reshape(-1)
+    y, x = np.mgrid[: SIZE[1], : SIZE[0]]
+    pixels = torch.from_numpy(np.stack([x, y], 2).reshape(-1, 2)).float()
+    truth = b.camera.project(lift(a.camera, pixels, depth))[0]
+    miss = (torch.from_numpy(matches.target).reshape(-1, 2) - truth).norm(dim=1)
+    assert miss[torch.from_numpy(matches.certainty).reshape(-1) > 0].median() < 0.5
+
+
+def test_pictures_of_two_sizes_are_matched():
+    a, b = views(poses(5)[1:3])
+    size = (SIZE[0] * 2, SIZE[1] * 2)
+    large = b.images["view"].repeat_interleave(2, 0).repeat_interleave(2, 1)
+    other = Photograph("b", large.numpy(), b.cameras["view"].resized(size))
+    matches = FlowMatcher()(Photograph.from_sample(a), other)
+    same = FlowMatcher()(Photograph.from_sample(a), Photograph.from_sample(b))
+    both = (matches.certainty > 0) & (same.certainty > 0)
+    apart = (matches.target[both] + 0.5) / 2 - 0.5 - same.target[both]
+    assert both.mean() > 0.5 and np.median(np.abs(apart)) < 0.3
+
+
+def test_missing_matchers_say_what_is_missing():
+    with pytest.raises(ValueError, match=r"RomaMatcher (needs the package|lacks).*FlowMatcher"):
+        RomaMatcher("nowhere.pth", "nowhere.pth")
+    with pytest.raises(ValueError, match="preset is 'best'"):
+        FlowMatcher(preset="best")
+
+
+# ---------------------------------------------------------------------- merging, holes
+
+
+@implementations
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=6, deadline=None)
+def test_merging_leaves_the_surest_of_each_voxel(implementation, seed):
+    draw = torch.Generator().manual_seed(seed)
+    points = torch.randn(200, 3, generator=draw)
+    doubt = torch.rand(200, generator=draw)
+    sizes = 2.0 ** torch.randint(-2, 2, (200,), generator=draw)
+    with backend.forced(implementation):
+        rows = merge_near(points, sizes, doubt)
+        order = torch.randperm(200, generator=draw)
+        shuffled = merge_near(points[order], sizes[order], doubt[order])
+    assert sorted(order[shuffled].tolist()) == rows.tolist()
+    cells = torch.cat([sizes[:, None], (points / sizes[:, None]).floor()], 1)
+    for cell in cells.unique(dim=0):
+        inside = (cells == cell).all(1).nonzero()[:, 0]
+        assert [r for r in rows.tolist() if r in inside] == [int(inside[doubt[inside].argmin()])]
+
+
+def test_a_cap_enlarges_the_voxels():
+    points = torch.rand(3000, 3)
+    rows, factor = merge_to(points, torch.full((3000,), 1e-4), torch.rand(3000), 500)
+    assert len(rows) == len(rows.unique()) == 500
+    assert factor == pytest.approx(6**0.5)
+    assert merge_to(points[:0], points[:0, 0], points[:0, 0], 5)[0].shape == (0,)
+
+
+def test_a_plane_is_continued():
+    y, x = np.mgrid[:30, :40]
+    plane = 0.5 + 0.004 * x - 0.006 * y
+    holes = plane.copy()
+    holes[10:20, 15:25] = 0
+    holes[:, 34:] = 0
+    filled = continue_planes(holes)
+    assert np.abs(filled / plane - 1)[10:20, 15:25].max() < 0.02
+    assert np.abs(filled / plane - 1).max() < 0.1
+    assert (filled[holes > 0] == plane[holes > 0]).all()
+
+
+def test_holes_are_filled_where_no_point_is_seen():
+    picture = Photograph.from_sample(views(poses(1))[0])
+    depth = torch.from_numpy(cast(poses(1)[0])[1]).float()
+    y, x = torch.meshgrid(torch.arange(SIZE[1]), torch.arange(SIZE[0]), indexing="ij")
+    pixels = torch.stack([x, y], 2).reshape(-1, 2).float()
+    points = lift(picture.camera, pixels, depth.reshape(-1))
+    known = (pixels[:, 0] < 30) | (pixels[:, 0] > 60)
+    filled, colors, edges = fill_holes([picture, picture], points[known], 4.0)
+    assert 100 < len(filled) < 180  # once, not for each picture
+    spots = picture.camera.project(filled)[0]
+    assert ((spots[:, 0] > 26) & (spots[:, 0] < 64)).all()
+    assert off_surface(filled).median() < 0.1
+    assert (edges > 0).all() and colors.min() >= 0 and colors.max() <= 1
+    assert len(fill_holes([picture], points, 4.0)[0]) == 0
+
+
+def test_points_in_the_air_are_contradicted():
+    cameras = [camera(pose) for pose in poses(3)]
+    depths = {i: torch.from_numpy(cast(pose)[1]).float() for i, pose in enumerate(poses(3))}
+    pixels = torch.tensor([[40.0, 40.0], [48.0, 50.0]])
+    depth = depths[1][pixels[:, 1].long(), pixels[:, 0].long()]
+    for factor, wrong in ((1.0, False), (0.7, True), (1.4, False)):
+        points = lift(cameras[1], pixels, factor * depth)
+        assert contradicted(points, 1, [0, 1, 2], cameras, depths).tolist() == [wrong] * 2
+
+
+def test_pixels_are_chosen_evenly():
+    good = np.zeros((40, 60), bool)
+    good[:, 20:] = True
+    rows, step = sample_evenly(good, 100, np.random.default_rng(0))
+    assert step == pytest.approx(4) and 90 <= len(rows) <= 130
+    assert good.reshape(-1)[rows].all()
+    assert len(sample_evenly(good, 10**6, np.random.default_rng(0))[0]) == good.sum()
+
+
+# ---------------------------------------------------------------------- the whole start
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_start_lies_on_the_surfaces(count):
+    made, report = DenseStart(**START)(views(poses(5)[:count]), SparsePoints.none(), 1)
+    assert report["references"] == count and made.sh_degree == 1
+    dense = made[: report["merged"]]
+    assert len(dense) > 300
+    assert off_surface(dense.means).median() < 0.05
+    assert (off_surface(dense.means) < 0.25).float().mean() > 0.9
+    assert made.finite().all()
+
+
+def test_the_start_repeats_itself_and_obeys_its_cap():
+    samples = views(poses(3))
+    runs = [DenseStart(**START)(samples, SparsePoints.none(), 0)[0] for _ in range(2)]
+    assert torch.equal(runs[0].means, runs[1].means)
+    assert len(DenseStart(**START)(samples, SparsePoints.none(), 0, most=200)[0]) <= 200
+
+
+def test_a_wrong_pose_is_named_and_left_out():
+    samples = views(poses(5))
+    wrong = look_at([3, 0.5, 2.0], [0, 0.2, 0])
+    samples[2].cameras["view"] = camera(wrong)
+    with pytest.warns(UserWarning, match="view 2 with view"):
+        made, report = DenseStart(**START)(samples, SparsePoints.none(), 0)
+    dense = made[: report["merged"]]
+    assert len(dense) > 300 and (off_surface(dense.means) < 0.2).float().mean() > 0.85
+
+
+def test_one_photograph_is_no_start():
+    with pytest.raises(ValueError, match=r"has 1 photograph; it needs two.*PointStart"):
+        DenseStart()(views(poses(1)), SparsePoints.none(), 0)
+
+
+def test_views_without_parallax_are_no_start():
+    pose = poses(5)[2]
+    turned = look_at(-pose[:3, :3].T @ pose[:3, 3], [0.3, 0, 0.2])
+    with pytest.raises(ValueError, match="no parallax"):
+        DenseStart()(views([pose, turned]), SparsePoints.none(), 0)
+
+
+def test_the_sparse_start_is_that_of_3dgs():
+    xyz, rgb = (torch.from_numpy(x).float() for x in some_points())
+    points = SparsePoints(xyz, rgb / 255)
+    made, _ = PointStart()(views(poses(2)), points, 2)
+    torch.testing.assert_close(made.means, xyz)
+    nearest = torch.cdist(xyz, xyz).topk(4, largest=False).values[:, 1:]
+    torch.testing.assert_close(made.scales[:, 0].exp(), (nearest**2).mean(1).sqrt())
+    torch.testing.assert_close(made.opacities.sigmoid(), torch.full((len(xyz),), 0.1))
+    assert len(PointStart()(views(poses(2)), points, 0, most=10)[0]) == 10
+    with pytest.warns(UserWarning, match="no sparse points: 50 random"):
+        made, _ = PointStart(random=50)(views(poses(3)), SparsePoints.none(), 0)
+    assert len(made) == 50

@@ -1,0 +1,225 @@
+"""Dense start against densified sparse points: quality by time and number, on held-out views.
+
+Both train the same model on the same pictures in turns, mark by mark, and what is scheduled goes by
+the share of the time budget that is spent. Time is CPU time of this process (with --threads 1 the
+wall time of an idle machine): making the start counts, evaluating does not.
+"""
+
+import argparse
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+
+import sparse3d.engine  # noqa: F401  registers what the configs name
+from sparse3d.datasets.views import VIEW, ViewDataset
+from sparse3d.engine.runner import load_config
+from sparse3d.evaluation.images import psnr, similarity
+from sparse3d.models.splatting import SplattingModel
+from sparse3d.registry import DATASETS, MODELS
+from sparse3d.structures import collate
+from sparse3d.visualization.renderings import write_rendering
+
+CONFIGS = {
+    "edgs": "configs/splatting/edgs_colmap.py",
+    "3dgs": "configs/splatting/3dgs_colmap.py",
+    "mcmc": "configs/splatting/mcmc_colmap.py",
+}
+MARKS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Shares of the budget after which the test views are rendered."""
+COLORS = {"edgs": "tab:red", "3dgs": "tab:blue", "mcmc": "tab:green"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is trained, and for how long."""
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="COLMAP folders")
+    parser.add_argument("--methods", nargs="+", choices=CONFIGS, default=["edgs", "3dgs"])
+    parser.add_argument("--budget", type=float, default=300, help="CPU seconds of each (300)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--pixels", type=int, help="reduce pictures to so many pixels")
+    parser.add_argument("--matches", type=int, default=15000, help="EDGS's, per reference (15000)")
+    parser.add_argument(
+        "--every", type=int, default=100, help="steps between two densifications (100)"
+    )
+
+
+@dataclass
+class Contest:
+    """One method on one scene.
+
+    Attributes:
+        method, scene, seed: what it is.
+        model, optimizer: in training.
+        views: of the training.
+        spent: CPU seconds.
+        curve: (seconds, PSNR, SSIM, Gaussians, step) at each mark.
+    """
+
+    method: str
+    scene: str
+    seed: int
+    model: SplattingModel
+    optimizer: OptimWrapper
+    views: list
+    spent: float = 0.0
+    order: list[int] = field(default_factory=list)
+    curve: list[tuple] = field(default_factory=list)
+
+    def train_until(self, mark: float, budget: float) -> None:
+        """Train until ``mark`` seconds are spent."""
+        while self.spent < mark:
+            began = time.process_time()
+            step = int(self.model.step)
+            # The schedules' shares are shares of the time.
+            self.model.steps = max(round(step / max(self.spent / budget, 1e-6)), 1)
+            torch.manual_seed(1_000_003 * self.seed + step)
+            if not self.order:
+                self.order = torch.randperm(len(self.views)).tolist()
+            self.model.train_step(collate([self.views[self.order.pop()]]), self.optimizer)
+            self.spent += time.process_time() - began
+
+    def judge(self, test: ViewDataset) -> None:
+        """Note how it does on the test views."""
+        self.model.eval()
+        found = [self.model.render(test[i].cameras[VIEW], test[i]) for i in range(len(test))]
+        self.model.train()
+        pairs = [(one.image, one.sample.images[VIEW] / 255) for one in found]
+        scores = [np.mean([judge(*pair) for pair in pairs]) for judge in (psnr, similarity)]
+        self.curve.append((self.spent, *scores, len(self.model), int(self.model.step)))
+        print(
+            f"{self.scene} seed {self.seed} {self.method}: {self.spent:7.1f} s  psnr "
+            f"{scores[0]:.2f}  ssim {scores[1]:.4f}  {len(self.model)} Gaussians, step "
+            f"{int(self.model.step)}",
+            flush=True,
+        )
+
+
+def open_contest(args, folder: Path, method: str, seed: int) -> tuple[Contest, ViewDataset]:
+    """A method at its start, and the test views."""
+    cfg = load_config(CONFIGS[method], {"data_root": str(folder)})
+    options = {"most_pixels": args.pixels}
+    train = DATASETS.build({**cfg.train_dataloader.dataset, **options})
+    test = DATASETS.build({**cfg.test_dataloader.dataset, **options})
+    if method == "edgs":
+        cfg.model.start.update(matches=args.matches, seed=seed)
+    else:
+        cfg.model.strategy.every = args.every
+    torch.manual_seed(seed)
+    model = MODELS.build(cfg.model)
+    views = [train[index] for index in range(len(train))]
+    began = time.process_time()
+    model.begin(views, train.points, 1)
+    spent = time.process_time() - began
+    optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": "OptimWrapper"})
+    contest = Contest(method, folder.name, seed, model.train(), optimizer, views, spent)
+    contest.judge(test)
+    return contest, test
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    """A row per method, scene and seed; curves and pictures beside --out."""
+    warnings.simplefilter("ignore")
+    contests = []
+    for folder in args.data:
+        for seed in args.seeds:
+            opened = [open_contest(args, folder, method, seed) for method in args.methods]
+            for mark in MARKS:
+                for contest, test in opened:
+                    if contest.spent < mark * args.budget:
+                        contest.train_until(mark * args.budget, args.budget)
+                        contest.judge(test)
+            contests += [contest for contest, _ in opened]
+            if args.out:
+                write_pictures(args.out, opened)
+                draw(contests, args.out.with_name(f"{args.out.stem}_curves.png"))
+    return [row_of(contest) for contest in contests]
+
+
+def row_of(contest: Contest) -> dict:
+    """The end of a contest and its curve."""
+    seconds, *scores, count, step = contest.curve[-1]
+    return {
+        "scene": contest.scene,
+        "seed": contest.seed,
+        "implementation": contest.method,
+        "ms": 1000 * seconds,
+        "psnr": float(scores[0]),
+        "ssim": float(scores[1]),
+        "gaussians": count,
+        "steps": step,
+        "curve": [[float(number) for number in point] for point in contest.curve],
+    }
+
+
+def time_to_reach(curve: list, wanted: float) -> float | None:
+    """Seconds after which a curve first has the PSNR ``wanted``; None: never."""
+    last = None
+    for seconds, value, *_ in curve:
+        if value >= wanted:
+            if last is None or value == last[1]:
+                return seconds
+            share = (wanted - last[1]) / (value - last[1])
+            return last[0] + share * (seconds - last[0])
+        last = (seconds, value)
+    return None
+
+
+def summary(rows: list[dict]) -> list[str]:
+    """EDGS against each other method."""
+    lines = []
+    for row in (r for r in rows if r["implementation"] == "edgs"):
+        same = [r for r in rows if (r["scene"], r["seed"]) == (row["scene"], row["seed"])]
+        for other in (r for r in same if r is not row):
+            reached = time_to_reach(row["curve"], other["psnr"])
+            end = other["curve"][-1][0]
+            when = "never" if reached is None else f"{100 * reached / end:.0f} % of its time"
+            lines.append(
+                f"{row['scene']} seed {row['seed']}: edgs {row['psnr']:.2f} dB with "
+                f"{row['gaussians']} Gaussians, {other['implementation']} {other['psnr']:.2f} dB "
+                f"with {other['gaussians']}: {row['psnr'] - other['psnr']:+.2f} dB at equal time; "
+                f"its final PSNR reached in {when}, with "
+                f"{100 * row['gaussians'] / other['gaussians']:.0f} % of its Gaussians"
+            )
+    return lines
+
+
+def write_pictures(out: Path, opened: list[tuple[Contest, ViewDataset]]) -> None:
+    """The first test view as each method shows it at the end."""
+    for contest, test in opened:
+        contest.model.eval()
+        found = contest.model.render(test[0].cameras[VIEW], test[0])
+        name = f"{out.stem}_{contest.scene}_{contest.seed}_{contest.method}.png"
+        write_rendering(found, out.with_name(name))
+
+
+def draw(contests: list[Contest], path: Path) -> None:
+    """PSNR and number of Gaussians by time, a row of axes per scene."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture: pip install matplotlib draws one")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    scenes = list(dict.fromkeys(contest.scene for contest in contests))
+    figure, axes = pyplot.subplots(
+        len(scenes), 2, figsize=(11, 3.6 * len(scenes)), squeeze=False, layout="constrained"
+    )
+    for contest in contests:
+        seconds, quality, _, count, _ = np.array(contest.curve).T
+        pair = axes[scenes.index(contest.scene)]
+        first = contest.seed == min(c.seed for c in contests)
+        options = {"color": COLORS[contest.method], "label": contest.method if first else None}
+        for axis, values, title in zip(pair, (quality, count), ("PSNR, dB", "Gaussians")):
+            axis.plot(seconds, values, marker=".", **options)
+            axis.set(xlabel="CPU seconds, start included", ylabel=title, title=contest.scene)
+            axis.grid(alpha=0.3)
+            axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
