@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import backend, native
 from .kernel_map import check_table, refuse_rows
-from .pairs import PairLists, cpu_level, pair_lists
+from .pairs import PairLists, cpu_level, pair_lists, tile_lists
 from .reference import conv as reference
 
 
@@ -26,7 +26,8 @@ def sparse_conv(
 ) -> Tensor:
     """Convolves rows of features over a kernel map.
 
-    Half precision is summed in float32. To go up the triples of a map that leads down, swap
+    Half precision is summed in float32. Under autocast operands are rounded to its dtype, and
+    weights to bfloat16 where the features are. To go up the triples of a map that leads down, swap
     ``table`` and ``reverse``.
 
     Args:
@@ -39,7 +40,7 @@ def sparse_conv(
         groups: channel groups that do not mix; must divide Cin and Cout.
 
     Returns:
-        [M, Cout] in the dtype of ``features``.
+        [M, Cout] in the dtype of ``features``, or of autocast.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other.
@@ -47,12 +48,22 @@ def sparse_conv(
     _check(features, weight, table, reverse, groups)
     if bias is not None and bias.shape != weight.shape[2:]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[2]},)")
-    dtype = torch.promote_types(features.dtype, weight.dtype)
-    if dtype.itemsize < 4:
-        dtype = torch.float32
-    bias = None if bias is None else bias.to(dtype)
+    dtype, result = _dtypes(features, weight)
+    if bias is not None:
+        bias = bias.to(torch.float32 if dtype == torch.bfloat16 else dtype)
     out = _sparse_conv(features.to(dtype), weight.to(dtype), bias, table, reverse, groups)
-    return out.to(features.dtype)
+    return out.to(result)
+
+
+def _dtypes(features: Tensor, weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """What the operands are converted to, and the result."""
+    kind, dtype = features.device.type, features.dtype
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    if dtype == torch.bfloat16:
+        return dtype, dtype
+    common = torch.promote_types(features.dtype, weight.dtype)
+    return (torch.float32 if common.itemsize < 4 else common), dtype
 
 
 @torch.library.custom_op("sparse3d::sparse_conv", mutates_args=())
@@ -68,7 +79,8 @@ def _sparse_conv(
     """``transposed``: the weight is [K, Cout / groups, Cin], that of the other direction."""
     forward = backend.choose(SPARSE_CONV, features)
     given = (features.contiguous(), weight.contiguous(), bias, table, groups)
-    return forward(*given, reverse, transposed)
+    with torch.autocast(features.device.type, enabled=False):
+        return forward(*given, reverse, transposed)
 
 
 @_sparse_conv.register_fake
@@ -82,7 +94,8 @@ def _weight_grad(
     features: Tensor, grad: Tensor, table: Tensor, reverse: Tensor, groups: int
 ) -> Tensor:
     kernel = backend.choose(WEIGHT_GRAD, features)
-    return kernel(features.contiguous(), grad.contiguous(), table, groups, reverse)
+    with torch.autocast(features.device.type, enabled=False):
+        return kernel(features.contiguous(), grad.contiguous(), table, groups, reverse)
 
 
 @_weight_grad.register_fake
@@ -113,7 +126,8 @@ def _backward(ctx, grad):
     if ctx.has_bias and ctx.needs_input_grad[2]:
         # the weight of an input that is one everywhere: summed in the same fixed order
         rows = torch.arange(len(grad), dtype=torch.int32, device=grad.device)[None]
-        d_bias = _weight_grad(grad.new_ones(len(grad), 1), grad, rows, rows, 1)[0, 0]
+        exact = grad.float() if grad.dtype == torch.bfloat16 else grad
+        d_bias = _weight_grad(exact.new_ones(len(grad), 1), exact, rows, rows, 1)[0, 0]
     return d_features, d_weight, d_bias, None, None, None, None
 
 
@@ -177,12 +191,17 @@ def _reference_conv(
     transposed: bool = False,
 ) -> Tensor:
     weight = _transpose(weight, groups) if transposed else weight
+    if features.dtype == torch.bfloat16:
+        exact = reference.sparse_conv(features.float(), weight.float(), bias, table, groups)
+        return exact.bfloat16()
     return reference.sparse_conv(features, weight, bias, table, groups)
 
 
 def _reference_weight_grad(
     features: Tensor, grad: Tensor, table: Tensor, groups: int, reverse: Tensor | None = None
 ) -> Tensor:
+    if features.dtype == torch.bfloat16:
+        return reference.weight_grad(features.float(), grad.float(), table, groups).bfloat16()
     return reference.weight_grad(features, grad, table, groups)
 
 
@@ -195,6 +214,8 @@ def _native_conv(
     reverse: Tensor | None = None,
     transposed: bool = False,
 ) -> Tensor:
+    if features.dtype == torch.bfloat16:
+        return _bf16_conv(features, weight, bias, table, groups, reverse, transposed)
     if features.dtype != torch.float32:
         return _reference_conv(features, weight, bias, table, groups, reverse, transposed)
     pairs = _pairs(table, reverse, features)
@@ -211,6 +232,8 @@ def _native_conv(
 def _native_weight_grad(
     features: Tensor, grad: Tensor, table: Tensor, groups: int, reverse: Tensor | None = None
 ) -> Tensor:
+    if features.dtype == torch.bfloat16:
+        return _bf16_weight_grad(features, grad, table, groups, reverse)
     if features.dtype != torch.float32:
         return reference.weight_grad(features, grad, table, groups)
     pairs = _pairs(table, reverse, features)
@@ -220,6 +243,49 @@ def _native_weight_grad(
     given = (features, grad, *pairs.arguments(), *sizes, result)
     native.call("s3d_sparse_conv_weight_grad", *given, cpu_level(), native.threads())
     return result
+
+
+def _bf16_conv(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    groups: int,
+    reverse: Tensor | None,
+    transposed: bool,
+) -> Tensor:
+    if groups > 1 or not _has_bf16():
+        exact = (features.float(), weight.float(), bias, table, groups, reverse, transposed)
+        return _native_conv(*exact).bfloat16()
+    tiles = tile_lists(table, reverse)
+    refuse_rows(tiles.highest >= len(features), table, len(features))
+    bias = None if bias is None else bias.contiguous()
+    inputs, outputs = features.shape[1], weight.shape[1 if transposed else 2]
+    out = features.new_empty(table.shape[1], outputs)
+    sizes = (table.shape[1], len(table), inputs, outputs)
+    given = (features, weight, int(transposed), None, bias, 0, *tiles.arguments(), *sizes)
+    native.call("s3d_sparse_conv_bf16", *given, out, native.threads())
+    return out
+
+
+def _bf16_weight_grad(
+    features: Tensor, grad: Tensor, table: Tensor, groups: int, reverse: Tensor | None
+) -> Tensor:
+    if groups > 1 or not _has_bf16():
+        exact = (features.float(), grad.float(), table, groups, reverse)
+        return _native_weight_grad(*exact).bfloat16()
+    pairs = _pairs(table, reverse, features)
+    inputs, outputs = features.shape[1], grad.shape[1]
+    result = torch.empty(len(table), inputs, outputs)
+    sizes = (table.shape[1], len(table), inputs, outputs)
+    given = (features, grad, *pairs.arguments(), *sizes, result)
+    native.call("s3d_sparse_conv_weight_grad_bf16", *given, native.threads())
+    return result.bfloat16()
+
+
+def _has_bf16() -> bool:
+    """Whether there are kernels for bfloat16, and no other instruction set is asked for."""
+    return not cpu_level() and bool(native.call("s3d_conv_bf16_available"))
 
 
 def _pairs(table: Tensor, reverse: Tensor | None, features: Tensor) -> PairLists:
@@ -250,13 +316,12 @@ def _spconv_conv(
     ]  # its layout: [Cout, offsets x 1 x 1, Cin]
     parts = zip(features.chunk(groups, 1), filters.chunk(groups))
     rows = table.shape[1]
-    with torch.autocast(features.device.type, enabled=False):
-        out = [
-            functional.indice_conv(
-                part.contiguous(), own.contiguous(), pairs, counts, rows, ConvAlgo.Native
-            )
-            for part, own in parts
-        ]
+    out = [
+        functional.indice_conv(
+            part.contiguous(), own.contiguous(), pairs, counts, rows, ConvAlgo.Native
+        )
+        for part, own in parts
+    ]
     result = out[0] if groups == 1 else torch.cat(out, 1)
     return result if bias is None else result + bias
 

@@ -1,11 +1,14 @@
-"""The triples of a kernel map as lists of pairs, made once per table and kept as long as it lives.
+"""The triples of a kernel map as kernels read them, made once per table and kept while it lives.
 
 A table [K, M] has an entry for every offset and output row, and most say that there is no input.
-Kernels read lists instead: for each block of output rows and each offset the pairs (input row,
-output row). Every layer on a table, and every gradient, reads the same lists.
+Kernels read lists instead, the same for every layer on a table and for every gradient:
+
+    PairLists    for each block of output rows and each offset the pairs (input row, output row)
+    TileLists    groups of output rows that meet like offsets, for kernels that multiply tiles
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,33 +45,58 @@ class PairLists:
         return self.starts, self.inputs, self.outputs, self.block, int(self.mirrored)
 
 
+@dataclass(frozen=True, eq=False)
+class TileLists:
+    """Groups of 32 output rows by block of outputs, with a step for each offset that they meet.
+
+    Attributes:
+        blocks: [blocks + 1] int64, where the groups of a block begin.
+        steps: [groups + 1] int64, where the steps of a group begin.
+        outputs: [groups, 32] uint16, output rows counted from their block's first; 65535: none.
+        offsets: [steps] int32, kernel offset * 4, + 1 if some of the first 16 rows meet it, + 2 if
+            some of the others do.
+        inputs: [steps, 32] int32, input rows, -1 where none.
+        block: output rows per block.
+        highest: the highest input row, -1 where there is none.
+        mirrored: weight k is listed as offset K - 1 - k.
+    """
+
+    blocks: Tensor
+    steps: Tensor
+    outputs: Tensor
+    offsets: Tensor
+    inputs: Tensor
+    block: int
+    highest: int
+    mirrored: bool = False
+
+    def arguments(self) -> tuple:
+        """What the C functions take."""
+        lists = self.blocks, self.steps, self.outputs, self.offsets, self.inputs
+        return *lists, self.block, int(self.mirrored)
+
+
 def pair_lists(table: Tensor, reverse: Tensor | None = None) -> PairLists:
-    """The lists of ``table``, known already if those of its mirror image ``reverse`` are.
+    """The pairs of ``table``, known already if those of its mirror image ``reverse`` are.
 
     Args:
         table: [K, M] int32 on the CPU, the input row for each offset and output row, -1 where none.
         reverse: [K, N] int32, the table of the other direction.
     """
-    known = _known_lists(table)
-    if known is None:
-        known = _mirror_image(table, reverse) or _list(table)
-        _known[table] = (_version(table), known)
-    return known
+    return _get(_known_pairs, table, reverse, _list_pairs)
 
 
-def _mirror_image(table: Tensor, reverse: Tensor | None) -> PairLists | None:
-    """Lists of ``reverse`` read in mirrored order, where the two differ in that alone."""
-    own = None if reverse is None else _known_lists(reverse)
-    if own is None or reverse.shape != table.shape:
-        return None
-    if not all(map(torch.equal, table, reverse.flip(0))):
-        return None
-    return PairLists(own.starts, own.inputs, own.outputs, own.block, own.highest, not own.mirrored)
+def tile_lists(table: Tensor, reverse: Tensor | None = None) -> TileLists:
+    """The groups of ``table``; arguments as in ``pair_lists``."""
+    return _get(_known_tiles, table, reverse, _list_tiles)
 
 
-def _known_lists(table: Tensor) -> PairLists | None:
-    version, lists = _known.get(table, (None, None))
-    return lists if version == _version(table) else None
+def _get(known: WeakTensorKeyDictionary, table: Tensor, reverse: Tensor | None, make: Callable):
+    version, lists = known.get(table, (None, None))
+    if version != _version(table):
+        lists = _mirror_image(known, table, reverse) or make(table)
+        known[table] = (_version(table), lists)
+    return lists
 
 
 def _version(table: Tensor) -> int:
@@ -76,7 +104,17 @@ def _version(table: Tensor) -> int:
     return 0 if table.is_inference() else table._version
 
 
-def _list(table: Tensor) -> PairLists:
+def _mirror_image(known: WeakTensorKeyDictionary, table: Tensor, reverse: Tensor | None):
+    """The lists of ``reverse`` read in mirrored order, where the two differ in that alone."""
+    version, lists = (None, None) if reverse is None else known.get(reverse, (None, None))
+    if lists is None or version != _version(reverse) or reverse.shape != table.shape:
+        return None
+    if not all(map(torch.equal, table, reverse.flip(0))):
+        return None
+    return replace(lists, mirrored=not lists.mirrored)
+
+
+def _list_pairs(table: Tensor) -> PairLists:
     offsets, rows = table.shape
     block = min(max(-(-rows // 32), 64), LARGEST_BLOCK)
     starts = torch.empty(-(-rows // block) * offsets + 1, dtype=torch.int64)
@@ -89,6 +127,22 @@ def _list(table: Tensor) -> PairLists:
     return PairLists(starts, inputs, outputs, block, highest)
 
 
+def _list_tiles(table: Tensor) -> TileLists:
+    offsets, rows = table.shape
+    block = min(max(-(-rows // 32), 64), LARGEST_BLOCK)
+    sizes = torch.empty(2, dtype=torch.int64)
+    given = (table.contiguous(), offsets, rows, block, sizes, native.threads())
+    found = native.call("s3d_conv_tiles_find", *given)
+    groups, steps = sizes.tolist()
+    blocks = torch.empty(-(-rows // block) + 1, dtype=torch.int64)
+    starts = torch.empty(groups + 1, dtype=torch.int64)
+    outputs = torch.empty(groups, 32, dtype=torch.uint16)
+    numbers, inputs = table.new_empty(steps), table.new_empty(steps, 32)
+    native.call("s3d_conv_tiles_take", found, blocks, starts, outputs, numbers, inputs)
+    highest = int(inputs.max()) if steps else -1
+    return TileLists(blocks, starts, outputs, numbers, inputs, block, highest)
+
+
 def cpu_level() -> int:
     """The instruction set that $SPARSE3D_ISA asks for, as the kernels number it; 0: the best."""
     name = native.cpu_level()
@@ -97,4 +151,5 @@ def cpu_level() -> int:
     return LEVELS.index(name)
 
 
-_known = WeakTensorKeyDictionary()
+_known_pairs = WeakTensorKeyDictionary()
+_known_tiles = WeakTensorKeyDictionary()

@@ -220,6 +220,67 @@ def test_threads_and_instruction_sets_give_equal_bits(channels, outputs, groups,
         assert all(torch.equal(a, b) for a, b in zip(first, result)), key
 
 
+@pytest.mark.parametrize("channels,outputs,groups", WIDTHS)
+@pytest.mark.parametrize("kind", ["submanifold", "down", "up"])
+def test_bfloat16_is_summed_in_float(channels, outputs, groups, kind):
+    """Against the exact convolution of the same rounded numbers, forward and gradients."""
+    coords = random_coords((20, 19, 18), batch=1, share=0.12)
+    submanifold = kind == "submanifold"
+    found = submanifold_map(coords, 3) if submanifold else strided_map(coords, 3, 2, 1)
+    leaves = problem(found, channels, outputs, groups)
+    if kind == "up":
+        leaves[0] = torch.randn(found.table.shape[1], channels).requires_grad_()
+    halves = [leaf.detach().bfloat16().requires_grad_() for leaf in leaves]
+    exact = [leaf.detach().float().requires_grad_() for leaf in halves]
+    ours = outcome(found, halves, groups, up=kind == "up")
+    assert all(result.dtype == torch.bfloat16 for result in ours)
+    theirs = outcome(found, exact, groups, "reference", up=kind == "up")
+    assert_close([result.float() for result in ours], theirs, 1e-2)
+
+
+def test_bfloat16_gives_equal_bits_for_any_number_of_threads():
+    coords = random_coords((30, 40, 20), batch=1, share=0.8)  # several ranges of the gradient's sum
+    found = submanifold_map(coords, 3)
+    leaves = [leaf.detach().bfloat16().requires_grad_() for leaf in problem(found, 40, 24)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(outcome(submanifold_map(coords, 3), leaves))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, results[0], result))
+
+
+@each
+def test_autocast_rounds_to_bfloat16_and_keeps_gradients_in_float(implementation):
+    found = submanifold_map(random_coords(), 3)
+    features, weight, bias = problem(found, 6, 5)
+    exact = sparse_conv(features, weight, found.table, found.reverse, bias)
+    with backend.forced(implementation), torch.autocast("cpu", torch.bfloat16):
+        ours = sparse_conv(features, weight, found.table, found.reverse, bias)
+        gradients = torch.autograd.grad(ours.float().sum(), (features, weight, bias))
+    assert ours.dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert_close([ours.float()], [exact], 2e-2)
+    assert_close(gradients, torch.autograd.grad(exact.sum(), (features, weight, bias)), 2e-2)
+
+
+@each
+def test_a_table_that_was_changed_in_place_is_listed_again(implementation):
+    table = submanifold_map(random_coords(), 3).table.clone()
+    features, weight = torch.randn(table.shape[1], 4), torch.randn(27, 4, 6)
+    for dtype in (torch.float32, torch.bfloat16):
+        given = (features.to(dtype), weight.to(dtype), table, None)
+        with backend.forced(implementation):
+            assert sparse_conv(*given).abs().sum() > 0
+            kept = table.clone()
+            table.fill_(-1)
+            assert not sparse_conv(*given).any()
+        table.copy_(kept)
+
+
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     found = submanifold_map(random_coords(), 3)
     monkeypatch.setenv("SPARSE3D_ISA", "sse9")

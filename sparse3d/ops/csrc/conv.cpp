@@ -10,10 +10,6 @@
 #include <algorithm>
 #include <vector>
 
-// Output rows per partial sum of the weight gradient, and most sums: fixed, because they decide the
-// order of addition.
-constexpr int64_t GRADIENT_ROWS = 8192, MOST_SUMS = 16;
-
 // level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
 const ConvKernels& conv_kernels(int64_t level) {
 #if defined(__x86_64__)
@@ -115,7 +111,7 @@ EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, cons
   const ConvCall q = {x,  nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr,
                       {starts, in, out, block, mirror}, n_out, offsets, groups, cin, cout, 0, 0};
   const int64_t size = cin * cout * groups, blocks = q.blocks();
-  const int64_t ranges = std::clamp(n_out / GRADIENT_ROWS, (int64_t)1, MOST_SUMS);
+  const int64_t ranges = gradient_ranges(n_out);
   memset(dw, 0, sizeof(float) * offsets * size);
   if (ranges == 1) {  // few rows, all in the cache: an offset belongs to one thread
 #pragma omp parallel for schedule(dynamic, 1) num_threads(useful_threads(threads, offsets, 1))

@@ -58,6 +58,12 @@ struct ConvKernels {
   void (*gradient)(const ConvCall& call, int64_t b, int64_t k, float* sum);
 };
 
+// Partial sums of a weight gradient, added in order: fixed by the rows, because they decide the bits.
+static inline int64_t gradient_ranges(int64_t n_out) {
+  const int64_t ranges = n_out / 8192;
+  return ranges < 1 ? 1 : ranges < 16 ? ranges : 16;
+}
+
 #define CONV_HIDDEN __attribute__((visibility("hidden")))
 CONV_HIDDEN extern const ConvKernels conv_plain, conv_avx2, conv_avx512;
 CONV_HIDDEN const ConvKernels& conv_kernels(int64_t level);

@@ -1,0 +1,84 @@
+// bfloat16 convolution and the gradient of its weights: see conv.cpp for the order of things.
+#include "conv_bf16.h"
+
+#include <omp.h>
+#include <string.h>
+
+#include <algorithm>
+#include <vector>
+
+// 1 where there are kernels for bfloat16 on this processor.
+EXPORT int64_t s3d_conv_bf16_available() {
+  static const bool amx = conv_amx.available();
+  return amx;
+}
+
+// x [n_in, cin], w [offsets, cin, cout] (transposed: [offsets, cout, cin]), scale and shift [cout] or
+// null -> y [n_out, cout]. The tiles are those of conv_tiles.h.
+EXPORT int64_t s3d_sparse_conv_bf16(const uint16_t* x, const uint16_t* w, int64_t transposed,
+                                    const float* scale, const float* shift, int64_t relu,
+                                    const int64_t* blocks, const int64_t* steps, const uint16_t* out,
+                                    const int32_t* offset, const int32_t* in, int64_t block,
+                                    int64_t mirror, int64_t n_out, int64_t offsets, int64_t cin,
+                                    int64_t cout, uint16_t* y, int64_t threads) {
+  const ConvTiles tiles = {blocks, steps, out, offset, in, block, mirror};
+  Bf16Call q = {x, nullptr, scale, shift, relu, nullptr, y, n_out, offsets, cin, cout, 0};
+  q.w_offset = conv_amx.packed_size(cin, cout);
+  const auto packed = cache_lines<uint16_t>(offsets * q.w_offset);
+  q.w = packed.get();
+  const int64_t number = (n_out + block - 1) / block;
+#pragma omp parallel num_threads(useful_threads(threads, number, 1))
+  {
+    Scratch scratch;
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < offsets; k++) {
+      const int64_t at = mirror ? offsets - 1 - k : k;  // where the tiles look for weight k
+      conv_amx.pack(q, w, transposed, k, packed.get() + at * q.w_offset);
+    }
+    conv_amx.begin();
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t b = 0; b < number; b++) conv_amx.forward(q, tiles, b, scratch);
+    conv_amx.end();
+  }
+  return 0;
+}
+
+// dw [offsets, cin, cout] float of x and dy [n_out, cout], over the pairs of conv.h.
+EXPORT int64_t s3d_sparse_conv_weight_grad_bf16(const uint16_t* x, const uint16_t* dy,
+                                                const int64_t* starts, const int32_t* in,
+                                                const uint16_t* out, int64_t block, int64_t mirror,
+                                                int64_t n_out, int64_t offsets, int64_t cin,
+                                                int64_t cout, float* dw, int64_t threads) {
+  const ConvPairs pairs = {starts, in, out, block, mirror};
+  const Bf16Call q = {x, nullptr, nullptr, nullptr, 0, dy, nullptr, n_out, offsets, cin, cout, 0};
+  const int64_t number = (n_out + block - 1) / block, size = conv_amx.sum_size(cin, cout);
+  const int64_t ranges = gradient_ranges(n_out);
+  std::vector<float> total(offsets * size, 0.f);
+#pragma omp parallel num_threads(useful_threads(threads, std::max(ranges, offsets), 1))
+  {
+    Scratch scratch;
+    conv_amx.begin();
+    if (ranges == 1) {  // few rows, all in the cache: an offset belongs to one thread
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t k = 0; k < offsets; k++)
+        for (int64_t b = 0; b < number; b++)
+          conv_amx.gradient(q, pairs, b, k, total.data() + k * size, scratch);
+    } else {
+      std::vector<float> sum(offsets * size);
+#pragma omp for schedule(dynamic, 1) ordered
+      for (int64_t s = 0; s < ranges; s++) {
+        memset(sum.data(), 0, sizeof(float) * offsets * size);
+        for (int64_t b = number * s / ranges; b < number * (s + 1) / ranges; b++)
+          for (int64_t k = 0; k < offsets; k++)
+            conv_amx.gradient(q, pairs, b, k, sum.data() + k * size, scratch);
+#pragma omp ordered
+        for (int64_t i = 0; i < offsets * size; i++) total[i] += sum[i];
+      }
+    }
+    conv_amx.end();
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < offsets; k++)
+      conv_amx.unpack(q, total.data() + k * size, dw + k * cin * cout);
+  }
+  return 0;
+}
