@@ -34,6 +34,7 @@ model = dict(
         shared_channels=64,
         iou=True,
         box_weight=1.0,
+        box_reach=1,
         decoding=dict(
             iou_rectifier=[0.5, 0.3, 0.3], nms_threshold=0.1, nms_pre_max=500, nms_post_max=100
         ),
@@ -48,7 +49,7 @@ dataset = dict(
     point_range=point_range,
 )
 train_dataloader = dict(
-    batch_size=2,
+    batch_size=1,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         **dataset,
@@ -71,6 +72,6 @@ test_dataloader = dict(
     dataset=dict(**dataset, load_images=True),
 )
 test_evaluator = dict(type="KittiMetric", summary_score=0.4)
-optim_wrapper = dict(precision="auto", optimizer=dict(lr=0.0003))
-train_cfg = dict(max_epochs=40)
-default_hooks = dict(checkpoint=dict(interval=10))
+optim_wrapper = dict(precision="auto", optimizer=dict(lr=0.001))
+train_cfg = dict(max_epochs=80)
+default_hooks = dict(checkpoint=dict(interval=40))
