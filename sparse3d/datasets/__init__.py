@@ -2,8 +2,11 @@
 
 from . import (
     colmap,
+    flow,
+    flow_transforms,
     kitti,
     nuscenes,
+    relocalization,
     room_groups,
     sampling,
     scannet,
@@ -18,8 +21,11 @@ from .world import rooms
 __all__ = [
     "PointDataset",
     "colmap",
+    "flow",
+    "flow_transforms",
     "kitti",
     "nuscenes",
+    "relocalization",
     "room_groups",
     "rooms",
     "sampling",

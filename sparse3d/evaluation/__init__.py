@@ -1,5 +1,5 @@
 """Published metrics, by their published definition. Importing this room registers all of them."""
 
-from . import grounding, images, kitti, nuscenes
+from . import flow, flow_metric, grounding, images, kitti, nuscenes
 
-__all__ = ["grounding", "images", "kitti", "nuscenes"]
+__all__ = ["flow", "flow_metric", "grounding", "images", "kitti", "nuscenes"]

@@ -1,11 +1,13 @@
 """Encoders, backbones, heads and task models. Importing this fills the registry MODELS."""
 
 from . import (
+    delta_flow,
     dense_start,
     detector,
     encoders,
     grounder,
     preprocessor,
+    relocalizer,
     scene_flow,
     splat_strategies,
     splatting,
@@ -17,6 +19,7 @@ from .heads import center_head, object_teacher, transfusion_head, tsp3d_head, vo
 __all__ = [
     "bev",
     "center_head",
+    "delta_flow",
     "dense_start",
     "detector",
     "dsvt",
@@ -25,6 +28,7 @@ __all__ = [
     "mink_resnet",
     "object_teacher",
     "preprocessor",
+    "relocalizer",
     "scene_flow",
     "sparse_resnet",
     "sparse_unet",

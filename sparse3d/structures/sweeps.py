@@ -92,15 +92,16 @@ class SweepPair:
     def to(self, device: str | torch.device) -> "SweepPair":
         """The pair with its tensors on ``device``."""
         moved = {
-            name: value.to(device)
-            for name in TENSORS
-            if (value := getattr(self, name)) is not None
+            name: value.to(device) for name in TENSORS if (value := getattr(self, name)) is not None
         }
         history = [(points.to(device), pose.to(device)) for points, pose in self.history]
         return replace(self, **moved, history=history)
 
     def select(self, source: Tensor, target: Tensor) -> "SweepPair":
         """The pair with the points at ``source`` and ``target`` only: masks or rows."""
+        source, target = (
+            rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows for rows in (source, target)
+        )
         chosen = {
             name: value[target if name.startswith("target") else source]
             for name in TENSORS

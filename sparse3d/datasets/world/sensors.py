@@ -55,8 +55,26 @@ _HDL64 = Sensor(
     roof=(0.8, 1.6, 0.5, 0.21),
     gain=(0.85, 1.15),
 )
+# Two Velodyne VLP-32C, one above the other and upside down: beams densest about the horizon.
+_VLP32 = (15, 10.333, 7, 4.667, 3.333, 2.333, 1.667, 1.333, 1, 0.667, 0.333, 0, -0.333, -0.667)
+_VLP32 += (-1, -1.333, -1.667, -2, -2.333, -2.667, -3, -3.333, -3.667, -4, -4.667, -5.333)
+_VLP32 += (-6.148, -7.254, -8.843, -11.31, -15.639, -25)
+_DOUBLE32 = Sensor(
+    elevations=(*_VLP32, *(-angle for angle in _VLP32)),
+    rise=(0.0,) * 32 + (0.18,) * 32,
+    azimuth_step=0.2,
+    fov=360.0,
+    height=(1.6, 2.1),
+    nearest=1.5,
+    farthest=100.0,
+    noise=(0.005, 0.03),
+    wobble=0.1,
+    roof=(0.9, 1.6, 0.6, 0.25),
+    gain=(0.3, 1.0),
+)
 SENSORS = {
     "hdl64": _HDL64,
+    "double32": _DOUBLE32,
     "hdl64_front": replace(_HDL64, fov=90.0),
     "hdl32": Sensor(
         elevations=tuple(np.linspace(10.67, -30.67, 32).tolist()),
@@ -72,7 +90,8 @@ SENSORS = {
         gain=(0.2, 0.6),
     ),
 }
-"""hdl64: KITTI's scanner; hdl64_front: the quarter that KITTI's camera sees; hdl32: nuScenes'."""
+"""hdl64: KITTI's scanner; hdl64_front: the quarter that KITTI's camera sees; hdl32: nuScenes';
+double32: two stacked ones as Argoverse 2 has them."""
 
 
 def beams(sensor: Sensor, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +135,7 @@ def scan(
     faces: np.ndarray,
     material: np.ndarray,
     owner: np.ndarray,
+    rays: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Echoes:
     """One turn of the scanner over a mesh.
 
@@ -126,8 +146,9 @@ def scan(
         faces: [F, 3].
         material: [F].
         owner: [F] which thing a face belongs to; a thing has one reflectance per material.
+        rays: origins and directions of the beams, as ``beams`` gives them; drawn anew if None.
     """
-    origin, direction = beams(sensor, rng)
+    origin, direction = beams(sensor, rng) if rays is None else rays
     clear = ~meets_roof(sensor, origin, direction)
     origin, direction = origin[clear], direction[clear]
     passing = table("through")[material] * _by_thing(rng, owner)

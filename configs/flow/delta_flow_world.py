@@ -1,0 +1,23 @@
+"""Differences of voxel features through a small sparse U-Net, on the procedural world's sweeps.
+
+Ego motion is taken out before and put back after: the flow that is found includes it. Voxels and
+their own offsets only, no absolute coordinates: it does not mind where a sensor's origin lies.
+"""
+
+_base_ = [
+    "../_base_/runtime.py",
+    "../_base_/schedule_onecycle.py",
+    "../_base_/world_sweeps.py",
+]
+
+model = dict(
+    type="DeltaFlow",
+    voxel_size=[0.2, 0.2, 0.4],
+    channels=16,
+    absolute=False,
+    still=0.5,
+    backbone=dict(
+        type="SparseUNet", channels=[16, 32, 64, 64, 64], up_channels=[64, 64, 32, 16], blocks=1
+    ),
+)
+train_cfg = dict(max_epochs=12)
