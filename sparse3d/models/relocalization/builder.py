@@ -1,7 +1,7 @@
 """Makes a map of posed pictures: features, tracks, points, descriptors, volumes."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class BuildSettings:
     patch: float = 7.0
     pixels: float = 2.5
     least_angle: float = 0.026
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +205,7 @@ def with_volumes(
     schedule: Schedule,
     report: Report,
 ) -> LandmarkMap:
-    """``place`` with a volume for each landmark, trained on the codes [M, V, r] seen from centers."""
+    """``place`` with a volume per landmark, trained on codes [M, V, r] seen from ``centers``."""
     views = Views(centers, place.positions[:, None] - centers, lift(place, codes), seen.present)
     density, values, loss = train_volumes(
         views,

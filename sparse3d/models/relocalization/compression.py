@@ -47,10 +47,10 @@ def reduce_modes(place: LandmarkMap, modes: int) -> LandmarkMap:
     Raises:
         ValueError: ``modes`` is negative or the map was reduced before.
     """
-    if modes < 0 or place.codes is not None:
-        raise ValueError(
-            f"modes is {modes}, of a map that {'was' if place.codes is not None else 'was not'} reduced; reduce the full map to 0 or more"
-        )
+    if modes < 0:
+        raise ValueError(f"modes is {modes}; 0 (no volumes) or more are possible")
+    if place.codes is not None and modes:
+        raise ValueError("the map's volumes were reduced before; reduce the full map instead")
     if modes == 0 or not place.renders:
         return place.without_volumes()
     density, mask, values = place.dense()

@@ -20,7 +20,8 @@ class LandmarkMap:
     """M landmarks of one place. Nothing in it changes by localizing.
 
     A landmark seen along a ray looks like ``offset + (base + change) @ basis``, made a unit vector,
-    where ``change`` is rendered from its voxels. Landmarks without voxels look alike from everywhere.
+    where ``change`` is rendered from its voxels. A landmark without voxels looks alike from
+    everywhere.
 
     Attributes:
         positions: [M, 3] float32, world metres.

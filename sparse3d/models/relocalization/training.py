@@ -115,7 +115,7 @@ def train_volumes(
     plain: Tensor,
     rank: int,
     schedule: Schedule = Schedule(),
-    settings: RaySettings = RaySettings(),
+    settings: RaySettings | None = None,
     report: Callable[[float, str], None] = lambda share, text: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Trains M volumes of 3 x 3 x 3 nodes together.
@@ -128,13 +128,14 @@ def train_volumes(
             channels, as many as ``rank``.
         rank: channels of the nodes.
         schedule: how.
-        settings: of the rays.
+        settings: of the rays; FaVoR's if None.
         report: is told the share that is done and a line.
 
     Returns:
         Densities [M, 3, 3, 3], features [M, 27, rank] and each landmark's last loss [M].
     """
     count, width = views.present.shape
+    settings = settings or RaySettings()
     density = torch.full((count, 3, 3, 3), schedule.density).requires_grad_()
     features = torch.zeros(count, 27, rank).requires_grad_()
     share = _counted(views, lower, upper, density.detach(), settings)
