@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # spconv's, about torch.cuda.amp
     args, module = parse_args(sys.argv[1:] if argv is None else argv)
     torch.set_num_threads(args.threads)
-    about = common.machine()
+    about = {**common.machine(), "clock": args.clock}
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     rows = module.run(args)
     for line in getattr(module, "summary", lambda rows: [])(rows):

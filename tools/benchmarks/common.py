@@ -17,6 +17,7 @@ import torch
 from sparse3d.ops import backend, native
 
 ENOUGH = 0.02  # seconds: a turn repeats shorter calls until they fill this
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="a json file for the numbers")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each implementation (5)")
     parser.add_argument("--seconds", type=float, default=20, help="at most per case (20)")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time, for one thread on a busy machine (wall)",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--scale", type=float, default=1.0, help="share of the scenes' points (1)")
 
@@ -62,19 +69,22 @@ def measure_all(
     """Rows of all cases, shown as they come; ``columns`` a case leaves out are None."""
     rows = []
     for case in cases:
-        for row in measure(case, args.rounds, args.seconds):
+        for row in measure(case, args.rounds, args.seconds, CLOCKS[args.clock]):
             rows.append(dict.fromkeys(columns) | row)
             show(rows[-1])
     return rows
 
 
-def measure(case: Case, rounds: int, seconds: float) -> list[dict]:
+def measure(
+    case: Case, rounds: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> list[dict]:
     """One row per implementation: the median over rounds in which they take turns.
 
     Args:
         case: what to run.
         rounds: turns of each implementation.
         seconds: no further round begins after this long; there is always one.
+        clock: what tells the time of a call, seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in case.calls}
     peaks = {name: peak_megabytes(call) for name, call in case.calls.items()}  # warms up, too
@@ -83,17 +93,17 @@ def measure(case: Case, rounds: int, seconds: float) -> list[dict]:
         if turn and time.perf_counter() - start > seconds:
             break
         for name, call in case.calls.items():
-            times[name].append(_one_turn(call))
+            times[name].append(_one_turn(call, clock))
     return [_row(case, name, statistics.median(times[name]), peaks[name]) for name in case.calls]
 
 
-def _one_turn(call: Callable[[], object]) -> float:
+def _one_turn(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one call: the median of as many as fill a turn."""
-    times, start = [], time.perf_counter()
+    times, start = [], clock()
     while True:
-        before = time.perf_counter()
+        before = clock()
         call()
-        now = time.perf_counter()
+        now = clock()
         times.append(now - before)
         if now - start > ENOUGH:
             return statistics.median(times)
