@@ -61,6 +61,8 @@ def find(args: argparse.Namespace) -> tuple:
     if not -len(dataset) <= args.index < len(dataset):
         raise ValueError(f"--index is {args.index}; the split has {len(dataset)} samples")
     sample = dataset[args.index]
+    if isinstance(sample, list):  # sentences about one room: the first
+        sample = sample[0]
     if args.checkpoint is None:
         return dataset, sample, None, None
     model = MODELS.build(model_config(cfg)).eval()

@@ -81,7 +81,7 @@ class Scene:
 
     @classmethod
     def from_sample(cls, sample: Sample, class_names: list[str] | None = None) -> "Scene":
-        """Points and true boxes of ``sample``.
+        """Points and true boxes of ``sample``; of one with a sentence, the box that it means.
 
         Args:
             sample: the scene.
@@ -89,9 +89,11 @@ class Scene:
         """
         names = class_names or sample.meta.get("class_names") or []
         points = sample.points[:, :3].detach().cpu().float().numpy()
-        boxes = [] if sample.boxes is None else _boxes(sample.boxes, sample.labels, None, names)
-        images = _images(sample)
-        return cls(sample.sample_id, points, _shade(points), boxes, dict(sample.cameras), images)
+        rows = slice(None) if sample.text is None else sample.meta.get("target", slice(None))
+        labels = None if sample.labels is None else sample.labels[rows]
+        boxes = [] if sample.boxes is None else _boxes(sample.boxes[rows], labels, None, names)
+        title = sample.sample_id + ("" if sample.text is None else f" {sample.text!r}")
+        return cls(title, points, _shade(points), boxes, dict(sample.cameras), _images(sample))
 
     @classmethod
     def from_detections(

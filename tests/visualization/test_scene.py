@@ -16,6 +16,14 @@ def test_a_scene_keeps_truth_and_the_surest_detections_last():
     assert scene.boxes[1].color == class_color(1) != TRUTH
 
 
+def test_of_a_sentence_the_meant_box_is_shown():
+    sample = street([(1.0, 2, 3, 4, 2, 1, 0), (5.0, 2, 3, 4, 2, 1, 0)])
+    sample.text, sample.meta["target"] = "the car behind", [1]
+    scene = Scene.from_sample(sample)
+    assert len(scene.truth) == 1 and scene.truth[0].corners[:, 0].mean() == pytest.approx(5)
+    assert "'the car behind'" in scene.title
+
+
 def test_unsure_detections_are_left_out():
     scene = Scene.from_detections(found(street()), min_score=0.5)
     assert [box.score for box in scene.predictions] == [pytest.approx(0.9)]
