@@ -202,6 +202,8 @@ def test_dataset_options(world):
     assert len(WorldRooms(world, "val", limit=1).objects) == 1
     with pytest.raises(FileNotFoundError, match=r"prepare_data.py rooms"):
         WorldRooms(world, "test")
+    with pytest.raises(ValueError, match="kinds of sentences are class, attribute, relation"):
+        WorldRooms(world, kinds=["relations"])
     with pytest.raises(ValueError, match="num_points is 0"):
         WorldRooms(world, num_points=0)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparse3d.datasets.base import read_json, reading
-from sparse3d.datasets.grounding import GroundingDataset, Room, Sentence
+from sparse3d.datasets.grounding import KINDS, GroundingDataset, Room, Sentence
 from sparse3d.registry import DATASETS
 
 from .furniture import CLASS_NAMES
@@ -38,7 +38,10 @@ class WorldRooms(GroundingDataset):
 
         Raises:
             FileNotFoundError: the folder holds no rooms of the split.
+            ValueError: an unknown kind.
         """
+        if set(kinds or ()) - set(KINDS):
+            raise ValueError(f"kinds is {list(kinds)}; kinds of sentences are {', '.join(KINDS)}")
         super().__init__(data_root, class_names, **options)
         files = sorted((self.data_root / split).glob("[0-9]*.npz"))[:limit]
         if not files:

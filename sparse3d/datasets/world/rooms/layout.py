@@ -74,11 +74,6 @@ class Interior:
             for t in self.taken
         )
 
-    def add(self, piece: Piece, position, yaw: float, support: int = -1) -> int:
-        """Puts the piece there; its row."""
-        self.things.append(Thing(piece, np.asarray(position, float), yaw, support))
-        return len(self.things) - 1
-
     def stand(self, piece: Piece, xy, yaw: float, margin: float = 0.05) -> int | None:
         """Puts the piece on the floor if it fits; its row."""
         thing = Thing(piece, np.array([xy[0], xy[1], 0.0]), yaw)
