@@ -12,7 +12,7 @@ class_names = [
 
 rooms = dict(type="WorldRooms", data_root=data_root, class_names=class_names)
 train_dataloader = dict(
-    batch_size=2,  # rooms
+    batch_size=1,  # rooms
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),

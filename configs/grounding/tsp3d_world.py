@@ -29,6 +29,7 @@ model = dict(
         keep_most=(500, 400),
         cut_first=True,
         dense_boxes=True,
+        matching=True,
     ),
     teacher=dict(type="ObjectTeacher", class_names={{_base_.class_names}}),
 )

@@ -138,11 +138,14 @@ class TextGrounder(BaseModel):
         targets = [_target(sample) for sample in batch.samples]
         anchors = [list(sample.meta.get("anchors", ())) for sample in batch.samples]
         stages = self.backbone(self.voxels(batch))
-        losses = self.head.loss(self._answer(stages, batch), batch.boxes, targets, anchors)
+        raw = self._answer(stages, batch)
+        losses = self.head.loss(raw, batch.boxes, targets, anchors)
         if self.teacher is not None:
             scenes = _scenes(batch)[0]
             known = [scene.boxes for scene in scenes], [scene.labels for scene in scenes]
-            losses |= self.teacher.loss(stages[-3], *known)
+            losses |= self.teacher.loss(stages[-3:], *known)
+            names = torch.stack([s.labels[row] for s, row in zip(batch.samples, targets)])
+            losses |= self.teacher.sentence_loss(raw.sentences, names)
         return losses
 
     @torch.no_grad()

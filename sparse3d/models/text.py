@@ -93,7 +93,8 @@ class HashedWords(nn.Module):
         self.max_tokens = max_tokens
         self.words = nn.Embedding(buckets, channels)
         self.places = nn.Embedding(max_tokens + 1, channels)
-        nn.init.normal_(self.places.weight, std=0.1)
+        nn.init.normal_(self.words.weight, std=0.2)  # small: what is learned soon outweighs it
+        nn.init.normal_(self.places.weight, std=0.05)
 
     def forward(self, sentences: Sequence[str]) -> TextTokens:
         """Raises ValueError where a sentence has no word."""

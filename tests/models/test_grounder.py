@@ -84,7 +84,7 @@ def test_modes(implementation):
         (one, other), raw = net(batch, "predict"), net(batch, "tensor")
     assert set(found) == {
         *("loss_box", "loss_class", "loss_keep", "loss_completion"),
-        *("loss_object_class", "loss_object_box"),
+        *("loss_object_class", "loss_object_box", "loss_sentence_class"),
     }
     assert all(value.isfinite() for value in found.values())
     silent = [n for n, p in net.named_parameters() if p.grad is None]
@@ -97,10 +97,10 @@ def test_modes(implementation):
 
 
 def test_it_learns_which_box_is_meant():
-    net = model(dense_boxes=True, cut_first=True)
+    net = model(dense_boxes=True, cut_first=True, matching=True)
     optimizer = torch.optim.AdamW(net.parameters(), 5e-3)
     batch = Batch([scene(), replace(scene("the blue box"), points=scene().points)])
-    for _ in range(30):
+    for _ in range(40):
         optimizer.zero_grad()
         sum(net(batch, "loss").values()).backward()
         optimizer.step()

@@ -130,7 +130,7 @@ def test_words_are_told_apart_but_not_by_case_or_punctuation():
     assert torch.equal(one.features, other.features)
     words = ["chair", "table", "left", "right", "red", "green", "lamp", "door", "bed", "box"]
     rows = encoder(words).features[:, 1]
-    assert (torch.cdist(rows, rows) + torch.eye(len(words)) > 0.5).all()
+    assert (torch.cdist(rows, rows) + torch.eye(len(words)) > 0.3).all()
     encoder(words).features.sum().backward()
     assert encoder.words.weight.grad.abs().sum() > 0
 

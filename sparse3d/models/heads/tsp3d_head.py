@@ -44,6 +44,7 @@ class Grounding:
         kept: judgements of the levels 1 and 2, by level.
         completion: judgement of the backbone's voxels of level 0.
         remaining: voxels after each pruning, by the level that was judged.
+        sentences: [B, C] the words that stand for the sentences, after all encoders.
     """
 
     voxels: SparseVoxels
@@ -52,6 +53,7 @@ class Grounding:
     kept: dict[int, Judgement]
     completion: Judgement
     remaining: dict[int, SparseVoxels]
+    sentences: Tensor
 
 
 @MODELS.register_module()
@@ -83,8 +85,10 @@ class TSP3DHead(nn.Module):
         prune: whether voxels are pruned at test; without, for comparisons.
         cut_first: in training, whether the finer voxels are chosen before their features are
             computed, and the batch norms see those alone (published: after, ten times as many).
-        dense_boxes: whether voxels in other objects learn those objects' boxes too (published:
-            only those that speak for the target learn a box).
+        dense_boxes: whether voxels in any object learn its box too (published: only those that
+            speak for the target learn a box).
+        matching: whether the product of the backbone's feature and the sentence counts in a voxel's
+            scores beside the published layers; it learns much faster which words mean which voxels.
 
     Raises:
         ValueError: the levels differ in width.
@@ -112,6 +116,7 @@ class TSP3DHead(nn.Module):
         prune: bool = True,
         cut_first: bool = False,
         dense_boxes: bool = False,
+        matching: bool = False,
     ):
         super().__init__()
         if len(set(in_channels)) != 1 or len(in_channels) != 3:
@@ -146,6 +151,8 @@ class TSP3DHead(nn.Module):
         self.fuse_norm = VoxelBatchNorm(width)
         self.box = nn.Linear(width, 6)
         self.score = nn.Linear(width, 1)
+        losses.start_small(self.box)
+        self.match = nn.ModuleList(Matching(width) for _ in range(3 if matching else 0))
 
     def forward(self, stages: Sequence[SparseVoxels], text: Tensor, padding: Tensor) -> Grounding:
         """From the backbone's stages (the last three are used) and the words.
@@ -162,8 +169,8 @@ class TSP3DHead(nn.Module):
         kept, remaining = {}, {}
         voxels = stages[-1]
         for level in (2, 1):
-            kept[level], words = self._judge(level, voxels, words, padding)
-            finer = stages[level - 4]
+            here, finer = stages[level - 3], stages[level - 4]
+            kept[level], words = self._judge(level, voxels, here, words, padding)
             voxels, remaining[level] = self._refine(level, kept[level], finer)
         completion, words = self._look_for_missing(stages[-3], words, padding)
         found = completion.logits.sigmoid() > self.completion_threshold
@@ -172,7 +179,9 @@ class TSP3DHead(nn.Module):
         raw = self.box(hidden.features).float()
         boxes = torch.cat([self.points(hidden) + raw[:, :3], raw[:, 3:].exp()], 1)
         logits = self.score(hidden.features)[:, 0].float()
-        return Grounding(hidden, boxes, logits, kept, completion, remaining)
+        if self.match:
+            logits = logits + self.match[0](stages[-3], hidden.coords, words[:, 0])
+        return Grounding(hidden, boxes, logits, kept, completion, remaining, words[:, 0])
 
     def points(self, voxels: SparseVoxels) -> Tensor:
         """[N, 3] metres: the lower corners of the cells, which stand for them in TSP3D."""
@@ -184,7 +193,12 @@ class TSP3DHead(nn.Module):
     # ------------------------------------------------------------------ steps
 
     def _judge(
-        self, level: int, voxels: SparseVoxels, words: Tensor, padding: Tensor
+        self,
+        level: int,
+        voxels: SparseVoxels,
+        backbone: SparseVoxels,
+        words: Tensor,
+        padding: Tensor,
     ) -> tuple[Judgement, Tensor]:
         """What of a level is to be pruned, and the words after its encoder."""
         limit = self.attended[level - 1]
@@ -193,6 +207,8 @@ class TSP3DHead(nn.Module):
         encoder = self.keep_encoders[level - 1]
         voxels, after = encoder(voxels, self._positions(voxels, limit), words, padding)
         logits = self.keep_logits[level - 1](voxels.features)[:, 0].float()
+        if self.match:
+            logits = logits - self.match[level](backbone, voxels.coords, after[:, 0])
         return Judgement(voxels, logits), after
 
     def _refine(
@@ -283,8 +299,7 @@ class TSP3DHead(nn.Module):
         if self.dense_boxes:
             edge = raw.voxels.stride[0] * self.grid.voxel_size[0]
             others = losses.smallest_box(places + edge / 2, objects, edge / 2)
-            others = torch.where(assigned >= 0, -1, others)
-            box = box + losses.box_loss(raw.boxes[mine], others, objects)
+            box = box + losses.direct_box_loss(raw.boxes[mine], others, objects)
         looked = raw.completion.voxels.coords[:, 0] == scene
         places = self.points(raw.completion.voxels)[looked]
         belongs = losses.assign(places, truth[:, :3], self.nearest)
@@ -342,6 +357,21 @@ class TSP3DHead(nn.Module):
         away = ((self.points(raw.completion.voxels) - box[:3]).abs() - box[3:] / 2).amax(1)
         near = (away < 0) | (away == away.min())
         return raw, attention.weights(query[near], words).mean(0)
+
+
+class Matching(nn.Module):
+    """The product of a voxel's feature and a sentence, each after a linear layer."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.voxel = nn.Linear(channels, channels)
+        self.sentence = nn.Linear(channels, channels)
+
+    def forward(self, backbone: SparseVoxels, coords: Tensor, sentence: Tensor) -> Tensor:
+        """[N] how well the features at ``coords`` [N, 4] go with their scenes' sentences [B, C]."""
+        own = backbone.replace(self.voxel(backbone.features)).features_at(coords)
+        said = segment_expand(self.sentence(sentence), coords[:, 0].long())
+        return (own * said).sum(1).float() / own.shape[1] ** 0.5
 
 
 def _block(conv: nn.Module, channels: int) -> VoxelSequential:

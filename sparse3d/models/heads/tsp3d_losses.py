@@ -1,7 +1,9 @@
 """TSP3D's targets and losses: what to keep, which voxels speak for the target, boxes and scores."""
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .center_losses import diou_loss
@@ -77,6 +79,25 @@ def box_loss(boxes: Tensor, assigned: Tensor, truth: Tensor) -> Tensor:
     """
     positive = assigned >= 0
     return diou_loss(boxes[positive], truth[assigned[positive]])
+
+
+def direct_box_loss(boxes: Tensor, assigned: Tensor, truth: Tensor) -> Tensor:
+    """Mean L1 of centres (metres) and of sizes' logarithms, and 1 - DIoU.
+
+    Where boxes do not overlap yet, DIoU alone hardly says where to go. Arguments as ``box_loss``.
+    """
+    positive = assigned >= 0
+    own, wanted = boxes[positive], truth[assigned[positive]]
+    centers = F.smooth_l1_loss(own[:, :3], wanted[:, :3], beta=0.02, reduction="sum")
+    sizes = F.smooth_l1_loss(own[:, 3:6].log(), wanted[:, 3:6].log(), beta=0.05, reduction="sum")
+    return (centers * 2 + sizes) / max(len(own), 1) / 3 + diou_loss(own, wanted)
+
+
+def start_small(box: nn.Linear, size: float = 0.6) -> None:
+    """Lets a layer of boxes begin with ``size`` metres, centred on the voxel."""
+    nn.init.normal_(box.weight, std=0.01)
+    nn.init.zeros_(box.bias)
+    nn.init.constant_(box.bias[3:], math.log(size))
 
 
 def smallest_box(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
