@@ -8,7 +8,11 @@ from torch import Tensor
 from .photographs import Photograph
 from .triangulation import lift
 
-RIDGE = 0.05
+AROUND = 5
+"""Cells to each side among which one counts as foreground."""
+FOREGROUND = 1.25
+"""Times the inverse depth of what lies farther around: holes are mostly of the background."""
+RIDGE = 0.003
 """Against slopes that few anchors on a line leave open, in squared reaches."""
 
 
@@ -74,14 +78,15 @@ def continue_planes(inverse: np.ndarray) -> np.ndarray:
 
     The inverse depth of a plane is an affine function of the pixel: it is fitted to the cells that
     are known, weighed by a bell curve around the empty one, in the smallest reach that has enough.
+    Cells that stand out before those around them are no part of the surface that is continued.
     """
     height, width = inverse.shape
-    known = (inverse > 0).astype(np.float64)
+    known = background(inverse).astype(np.float64)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     basis = (np.ones_like(x), x, y)
     out, open_ = inverse.copy(), inverse <= 0
     low, high = np.percentile(inverse[inverse > 0], [1, 99])
-    reach = 1.5
+    reach = 3.0
     while open_.any():
         blur = _bell(reach)
         square = np.empty((height, width, 3, 3))
@@ -92,12 +97,25 @@ def continue_planes(inverse: np.ndarray) -> np.ndarray:
                 square[..., i, j] = square[..., j, i] = blur(known * a * b)
         mass = square[..., 0, 0]
         last = reach > 2 * max(height, width)
-        now = open_ & ((mass > 0.05) | last)
+        now = open_ & ((mass > 0.1) | last)
         if now.any():
             out[now] = _fit(square[now], right[now], x[now], y[now], reach / max(height, width))
         open_ &= ~now
         reach *= 2
-    return np.where(inverse > 0, inverse, np.clip(out, low / 2, high))
+    return np.where(inverse > 0, inverse, np.clip(out, low / 2, 1.1 * high))
+
+
+def background(inverse: np.ndarray) -> np.ndarray:
+    """Mask [H, W] of the known cells that are not much nearer than the farther ones around."""
+    side = 2 * AROUND + 1
+    known = np.where(inverse > 0, inverse, np.nan)
+    padded = np.pad(known, AROUND, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))
+    rows = inverse > 0
+    far = np.nanquantile(windows[rows].reshape(-1, side * side), 0.3, axis=1)
+    mask = np.zeros(inverse.shape, bool)
+    mask[rows] = inverse[rows] <= FOREGROUND * far
+    return mask
 
 
 def _fit(square, right, x, y, reach) -> np.ndarray:

@@ -96,10 +96,10 @@ class DenseStart:
         least_share: float = 0.2,
         opacity: float = 0.5,
         spread: float = 0.5,
-        merge: float = 1.0,
+        merge: float = 1.5,
         keep_points: bool = True,
-        fill: float = 2.0,
-        fill_opacity: float = 0.1,
+        fill: float = 1.5,
+        fill_opacity: float = 0.5,
         seed: int = 0,
     ):
         self.matcher = MODELS.build(matcher or {"type": "FlowMatcher"})
