@@ -16,6 +16,7 @@ model = dict(
     channels=16,
     absolute=False,
     still=0.5,
+    refine=dict(type="RigidFlow"),
     backbone=dict(
         type="SparseUNet", channels=[16, 32, 64, 64, 64], up_channels=[64, 64, 32, 16], blocks=1
     ),

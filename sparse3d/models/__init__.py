@@ -8,13 +8,14 @@ from . import (
     grounder,
     preprocessor,
     relocalizer,
+    rigid_flow,
     scene_flow,
     splat_strategies,
     splatting,
     text,
 )
 from .backbones import bev, dsvt, mink_resnet, sparse_resnet, sparse_unet
-from .heads import center_head, object_teacher, transfusion_head, tsp3d_head, voxelnext_head
+from .heads import center_head, object_teacher, sps_head, transfusion_head, tsp3d_head, voxelnext_head
 
 __all__ = [
     "bev",
@@ -29,11 +30,13 @@ __all__ = [
     "object_teacher",
     "preprocessor",
     "relocalizer",
+    "rigid_flow",
     "scene_flow",
     "sparse_resnet",
     "sparse_unet",
     "splat_strategies",
     "splatting",
+    "sps_head",
     "text",
     "transfusion_head",
     "tsp3d_head",

@@ -60,6 +60,9 @@ class DeltaFlow(BaseModel):
         still: m/s; a slower residual flow is set to zero in prediction. 0: nothing is.
         loss: 'balanced' (needs the true flow) or 'self_supervised' (needs none).
         cycle_weight: of the cycle term of the self-supervised loss; 0 saves the way back.
+        refine: config of a RigidFlow: in prediction groups that stand apart move as one, to where
+            they fit the next sweep best; what the network found is one of the motions tried. None:
+            the network's flow is the result.
 
     Source: https://arxiv.org/abs/2508.17054.
     """
@@ -76,6 +79,7 @@ class DeltaFlow(BaseModel):
         still: float = 0.0,
         loss: str = "balanced",
         cycle_weight: float = 0.0,
+        refine: dict | None = None,
     ):
         super().__init__(data_preprocessor=BatchPreprocessor())
         if loss not in LOSSES:
@@ -89,6 +93,7 @@ class DeltaFlow(BaseModel):
         self.still = still
         self.loss_kind = loss
         self.cycle_weight = cycle_weight
+        self.refine = None if refine is None else MODELS.build(refine)
         self.encoder = nn.Linear(9 if absolute else 6, channels, bias=False)
         self.encoder_norm = RowBatchNorm(channels, eps=1e-3, momentum=0.01)
         self.backbone = MODELS.build({**backbone, "in_channels": channels})
@@ -213,15 +218,23 @@ class DeltaFlow(BaseModel):
         points = self.gather(pairs)
         parts = self.residuals(points).split([len(rows) for rows in points.source_rows])
         flows = []
-        for given, pair, rows, residual in zip(batch.samples, pairs, points.source_rows, parts):
+        for sample, (pair, rows, residual) in enumerate(zip(pairs, points.source_rows, parts)):
+            if self.refine is not None:
+                residual = self.refined(points, sample, residual, pair.interval)
             moving = residual.norm(dim=1) >= self.still * pair.interval
             ego = ego_flow(pair.source[:, :3], pair.ego_motion)
             flow = ego.clone()
             flow[rows] += torch.where(moving[:, None], residual, 0.0)
             seen = torch.zeros(len(flow), dtype=torch.bool, device=flow.device)
             seen[rows] = True
-            flows.append(Flow(flow, ego, given, pair.ego_motion, seen))
+            flows.append(Flow(flow, ego, batch.samples[sample], pair.ego_motion, seen))
         return flows
+
+    def refined(self, points: _Points, sample: int, residual: Tensor, interval: float) -> Tensor:
+        """[S, 3] residual flow of one sample's source points by the groups they form."""
+        own = points.sample == sample
+        source, target = (points.xyz[own & (points.frame == frame)] for frame in (1, 0))
+        return self.refine.residual(source, target, interval, residual)
 
 
 def complete(pair: SweepPair) -> SweepPair:

@@ -1,0 +1,276 @@
+"""Scene flow without learning: what stands apart moves as one, to where it fits the next sweep."""
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from scipy.ndimage import minimum_filter
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from sparse3d.ops.neighbors import knn
+from sparse3d.ops.voxelize import voxelize
+from sparse3d.registry import MODELS
+from sparse3d.structures import Batch, Flow, SweepPair
+from sparse3d.structures.sweeps import ego_flow, transform
+
+from .delta_flow import complete
+from .preprocessor import BatchPreprocessor
+
+WELL = 0.12
+"""Metres there and back: a group that fits so well where it is stays."""
+COARSE, FINE = 60, 150
+"""Points of a group that are looked at, to find a motion and to judge it."""
+JUDGED = 3
+"""Hypotheses of a group that are judged there and back."""
+
+
+@MODELS.register_module()
+class RigidFlow(BaseModel):
+    """Groups of points that each move rigidly; nothing is learnt and no labels are needed.
+
+    Ego motion is taken out and the ground left out, both found where they are not known. Points of
+    the source that touch form a group. A group is tried at every shift of a grid in the plane, by
+    the mean distance of its points to the next sweep (nearest-neighbour term); the best few are
+    made precise by registration and judged there and back: points of the next sweep where the group
+    would lie must have a point of the group near, too (cycle term). It moves only where that is
+    clearly better than to stay.
+
+    Args:
+        cell: metres within which points of a group touch, seen in space.
+        fastest: m/s.
+        largest: metres; a group wider than that (a wall, a hedge) stays.
+        fewest: points of a group that may move.
+        truncation: metres; a point farther from the next sweep is not worse off.
+        gain: a motion must bring the cost below this share of that of staying.
+        limit: metres from the origin, seen from above, to which groups may move.
+    """
+
+    def __init__(
+        self,
+        cell: float = 0.4,
+        fastest: float = 25.0,
+        largest: float = 16.0,
+        fewest: int = 12,
+        truncation: float = 0.5,
+        gain: float = 0.75,
+        limit: float = 75.0,
+    ):
+        super().__init__(data_preprocessor=BatchPreprocessor())
+        self.cell = cell
+        self.fastest = fastest
+        self.largest = largest
+        self.fewest = fewest
+        self.truncation = truncation
+        self.gain = gain
+        self.limit = limit
+
+    def forward(self, batch: Batch, mode: str = "predict") -> list[Flow]:
+        """Flows of each pair.
+
+        Raises:
+            ValueError: another mode than 'predict'.
+        """
+        if mode != "predict":
+            raise ValueError(f"mode is {mode!r}; RigidFlow learns nothing and only predicts")
+        return self.predict(batch)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Flow]:
+        """The flow of each pair, ego motion included."""
+        return [self._flow(pair, complete(pair)) for pair in batch.samples]
+
+    def _flow(self, given: SweepPair, pair: SweepPair) -> Flow:
+        ego = ego_flow(pair.source[:, :3], pair.ego_motion)
+        moved = transform(pair.source[:, :3], pair.ego_motion).to(pair.source.dtype)
+        rows = (~pair.source_ground).nonzero()[:, 0]
+        target = pair.target[~pair.target_ground, :3]
+        flow = ego.clone()
+        if len(rows):
+            flow[rows] += self.residual(moved[rows], target, pair.interval)
+        return Flow(flow, ego, given, pair.ego_motion, ~pair.source_ground)
+
+    def residual(
+        self, source: Tensor, target: Tensor, interval: float, guess: Tensor | None = None
+    ) -> Tensor:
+        """[S, 3] flow of ``source`` [S, 3] towards ``target`` [T, 3], both in one frame.
+
+        Args:
+            source, target: metres, without the ground and the ego motion.
+            interval: seconds.
+            guess: [S, 3] what another method found: a group also tries the middle of its guesses,
+                and points of no group that may move keep theirs.
+        """
+        flow = torch.zeros_like(source) if guess is None else guess.clone()
+        groups = self._groups(source, interval) if len(target) else []
+        if not groups:
+            return flow
+        space = _Space(target, self.fastest * interval, self.truncation, self.limit)
+        clouds = [source[rows].double().cpu().numpy() for rows in groups]
+        guesses = None
+        if guess is not None:
+            guesses = np.stack([guess[rows].median(0).values.double().numpy() for rows in groups])
+        for rows, shift in zip(groups, self._motions(clouds, space, interval, guesses)):
+            flow[rows] = torch.as_tensor(shift).to(flow)
+        return flow
+
+    def _groups(self, source: Tensor, interval: float) -> list[Tensor]:
+        """Rows of each group that may move."""
+        group = components(source, self.cell)
+        order = group.argsort(stable=True)
+        chosen = []
+        for rows in order.split(torch.bincount(group).tolist()):
+            points = source[rows]
+            extent = (points.amax(0) - points.amin(0))[:2].max()
+            inside = points[:, :2].abs().max() < self.limit - self.fastest * interval
+            if len(rows) >= self.fewest and extent <= self.largest and inside:
+                chosen.append(rows)
+        return chosen
+
+    def _motions(
+        self,
+        clouds: list[np.ndarray],
+        space: "_Space",
+        interval: float,
+        guesses: np.ndarray | None,
+    ) -> np.ndarray:
+        """[G, 3] shift of each group, zero where it stays."""
+        shifts = np.zeros((len(clouds), 3))
+        stay = np.array([space.fit(cloud, np.zeros(3)) for cloud in clouds])
+        restless = np.flatnonzero(stay > WELL)  # else nothing is to be gained beyond the noise
+        samples = [thinned(clouds[g], COARSE) for g in restless]
+        tried = [space.candidates(sample) for sample in samples]
+        if guesses is not None:
+            tried = [np.concatenate([t, guesses[g, None]]) for g, t in zip(restless, tried)]
+        owner = np.repeat(np.arange(len(restless)), [len(t) for t in tried])
+        if not len(owner):
+            return shifts
+        start = np.concatenate(tried)
+        near, refined = space.polish([samples[i] for i in owner], start)
+        for i, g in enumerate(restless):
+            mine = np.flatnonzero(owner == i)
+            mine = mine[np.argsort(near[mine], kind="stable")][:JUDGED]
+            costs = [space.fit(clouds[g], refined[h]) for h in mine]
+            best = int(np.argmin(costs))
+            shift = refined[mine[best]]
+            if costs[best] < self.gain * stay[g] and np.linalg.norm(shift) > 0.5 * interval:
+                shifts[g] = shift
+        moves = np.flatnonzero(shifts.any(1))
+        if len(moves):
+            fine = [thinned(clouds[g], FINE) for g in moves]
+            shifts[moves] = space.polish(fine, shifts[moves])[1]
+        return shifts
+
+
+def components(points: Tensor, cell: float) -> Tensor:
+    """[P] int64 number of the group of each point; cells that touch, corners too, are one."""
+    batch = torch.zeros(len(points), dtype=torch.int64)
+    coords, index = voxelize(points, batch, (cell,) * 3, (0.0,) * 3, None)
+    cells = coords[:, 1:].float()
+    near, squared = knn(cells, cells, 27)
+    there = (near >= 0) & (squared < 3.5)
+    rows = torch.arange(len(cells))[:, None].expand_as(near)[there].numpy()
+    graph = coo_matrix((np.ones(len(rows)), (rows, near[there].numpy())), (len(cells),) * 2)
+    return torch.from_numpy(connected_components(graph, False)[1].astype(np.int64))[index]
+
+
+def thinned(points: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` of ``points``, evenly through the list."""
+    step = max(-(-len(points) // most), 1)
+    return points[::step]
+
+
+class _Space:
+    """The next sweep, as distances on a grid and as a tree."""
+
+    STEP = np.array([0.2, 0.2, 0.4])
+
+    def __init__(self, target: Tensor, reach: float, truncation: float, limit: float):
+        self.points = target.double().cpu().numpy()
+        self.tree = cKDTree(self.points)
+        self.reach, self.truncation = reach, truncation
+        inside = np.abs(self.points[:, :2]).max(1) < limit
+        kept = self.points[inside]
+        low, high = (kept.min(0), kept.max(0)) if len(kept) else (np.zeros(3), np.zeros(3))
+        self.low = np.array([-limit, -limit, max(low[2], -5.0)]) - self.STEP
+        shape = np.array([2 * limit, 2 * limit, min(high[2], 6.0) - self.low[2]]) / self.STEP
+        self.shape = np.maximum(shape.astype(int) + 3, 1)
+        keys = np.unique(np.ravel_multi_index(tuple(self._cells(kept).T), self.shape))
+        self.field = self._distances(np.stack(np.unravel_index(keys, self.shape), 1))
+
+    def _distances(self, cells: np.ndarray) -> np.ndarray:
+        """Truncated distance of every cell to the nearest of ``cells`` [N, 3]."""
+        field = np.full(self.shape, self.truncation, np.float32)
+        most = np.ceil(self.truncation / self.STEP).astype(int)
+        grid = np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij")
+        offsets = np.stack(grid, -1).reshape(-1, 3)
+        distance = np.linalg.norm(offsets * self.STEP, axis=1)
+        for offset in offsets[np.argsort(-distance, kind="stable")]:  # what is nearer comes later
+            length = np.linalg.norm(offset * self.STEP)
+            if length < self.truncation:
+                places = np.clip(cells + offset, 0, self.shape - 1)
+                field[tuple(places.T)] = length
+        return field
+
+    def _cells(self, points: np.ndarray) -> np.ndarray:
+        cells = ((points - self.low) / self.STEP).astype(int)
+        return np.clip(cells, 0, self.shape - 1)
+
+    def candidates(self, sample: np.ndarray, count: int = 6) -> np.ndarray[np.ndarray]:
+        """Shifts in the plane at which the sample lies best, local minima of a grid of them."""
+        steps = int(np.ceil(self.reach / 0.2))
+        cells = self._cells(sample)
+        offsets = np.arange(-steps, steps + 1)
+        cost = np.zeros((len(offsets), len(offsets)))
+        x = np.clip(cells[:, 0, None] + offsets, 0, self.shape[0] - 1)
+        y = np.clip(cells[:, 1, None] + offsets, 0, self.shape[1] - 1)
+        for column, row, height in zip(x, y, cells[:, 2]):
+            cost += self.field[column[:, None], row[None], height]
+        cost /= len(sample)
+        lowest = cost == minimum_filter(cost, 5, mode="nearest")
+        places = np.argwhere(lowest)
+        order = np.argsort(cost[lowest], kind="stable")[:count]
+        return np.pad(offsets[places[order]] * 0.2, ((0, 0), (0, 1)))
+
+    def fit(self, points: np.ndarray, shift: np.ndarray) -> float:
+        """Mean truncated distance there, of shifted ``points``, and back, of what lies in them."""
+        moved = points + shift
+        near = np.minimum(self.tree.query(thinned(moved, FINE))[0], self.truncation).mean()
+        low, high = moved.min(0) - 0.3, moved.max(0) + 0.3
+        middle, radius = (low + high) / 2, np.linalg.norm(high - low) / 2
+        there = self.points[np.array(self.tree.query_ball_point(middle, radius), int)]
+        there = there[((there >= low) & (there <= high)).all(1)]
+        if not len(there):
+            return near + self.truncation
+        back = cKDTree(moved).query(thinned(there, FINE))[0]
+        return near + np.minimum(back, self.truncation).mean()
+
+    def polish(
+        self, samples: list[np.ndarray], shifts: np.ndarray, steps: int = 8
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[H] mean truncated distances and [H, 3] shifts, made precise by nearest neighbours.
+
+        Args:
+            samples: points [S, 3] of each of H hypotheses.
+            shifts: [H, 3] where to begin.
+        """
+        sizes = [len(sample) for sample in samples]
+        owner, points = np.repeat(np.arange(len(sizes)), sizes), np.concatenate(samples)
+        starts = np.cumsum([0, *sizes[:-1]])
+        shifts, kernel = shifts.copy(), 0.4
+        for _ in range(steps):
+            moved = points + shifts[owner]
+            gap = self._nearest(moved) - moved
+            weight = (kernel**2 / (kernel**2 + (gap**2).sum(1))) ** 2
+            total = np.add.reduceat(weight, starts)
+            shifts[:, :2] += np.add.reduceat(gap[:, :2] * weight[:, None], starts) / total[:, None]
+            kernel = max(kernel * 0.8, 0.15)
+        moved = points + shifts[owner]
+        distance = np.linalg.norm(self._nearest(moved) - moved, axis=1)
+        near = np.add.reduceat(np.minimum(distance, self.truncation), starts) / sizes
+        return near, shifts
+
+    def _nearest(self, query: np.ndarray) -> np.ndarray:
+        """[Q, 3] the nearest point of the next sweep."""
+        return self.points[self.tree.query(query)[1]]
