@@ -102,11 +102,11 @@ def composite(
     image = means2d.new_zeros(images, height, width, colors.shape[1])
     transmittance = means2d.new_ones(images, height, width)
     looked_at = ids.new_zeros(images, height, width, dtype=torch.int32)
-    for i, rows, columns, entries, shown in _tiles(offsets, ids, masks, size, tile_size):
+    for i, rows, columns, entries, shown in tiles_of(offsets, ids, masks, size, tile_size):
         if shown and len(entries):
             tile = ids[entries.start : entries.stop].long()
             parts = (means2d[tile][None], conics[tile], colors[tile], opacities[tile])
-            blend, left, last = blend_tile(*parts, _pixels(rows, columns, means2d))
+            blend, left, last = blend_tile(*parts, pixel_centres(rows, columns, means2d))
             shape = (rows.stop - rows.start, columns.stop - columns.start)
             image[i, rows, columns] = blend.reshape(*shape, -1)
             transmittance[i, rows, columns] = left.reshape(shape)
@@ -140,11 +140,11 @@ def composite_gradient(
     if backgrounds is not None:
         grad_transmittance = grad_transmittance + (grad_image * backgrounds[:, None, None]).sum(-1)
     sums = [torch.zeros_like(x) for x in (means2d, means2d, conics, colors, opacities)]
-    for i, rows, columns, entries, shown in _tiles(offsets, ids, masks, size, tile_size):
+    for i, rows, columns, entries, shown in tiles_of(offsets, ids, masks, size, tile_size):
         if not shown or not len(entries):
             continue
         tile = ids[entries.start : entries.stop].long()
-        pixels = _pixels(rows, columns, means2d)
+        pixels = pixel_centres(rows, columns, means2d)
         # one copy of the mean per pixel: the absolute values are summed over pixels
         leaves = (means2d[tile].expand(len(pixels), -1, -1), conics[tile], colors[tile])
         blend = partial(_blend, pixels=pixels)
@@ -189,7 +189,7 @@ def _blend(*gaussians: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return blend_tile(*gaussians, pixels)[:2]
 
 
-def _tiles(
+def tiles_of(
     offsets: Tensor, ids: Tensor, masks: Tensor | None, size: tuple[int, int], tile_size: int
 ):
     """(image, rows, columns, list entries, shown) of every tile that holds pixels."""
@@ -206,7 +206,7 @@ def _tiles(
             yield i, rows, columns, entries, shown[number]
 
 
-def _pixels(rows: slice, columns: slice, like: Tensor) -> Tensor:
+def pixel_centres(rows: slice, columns: slice, like: Tensor) -> Tensor:
     """[P, 2] centres (x, y), row by row."""
     y = torch.arange(rows.start, rows.stop, device=like.device).to(like) + 0.5
     x = torch.arange(columns.start, columns.stop, device=like.device).to(like) + 0.5
