@@ -9,8 +9,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sparse3d.datasets.base import PointDataset
 from sparse3d.datasets.check import ERROR, judge, survey, table
 from sparse3d.datasets.check_grounding import judge_sentences, sentence_table, survey_sentences
+from sparse3d.datasets.check_views import judge_views, survey_views, view_table
 from sparse3d.datasets.grounding import GroundingDataset
 from sparse3d.datasets.sampling import build_database
+from sparse3d.datasets.views import ViewDataset
 from sparse3d.engine.command_line import add_config_options, plain_errors
 from sparse3d.engine.runner import load_config
 from sparse3d.registry import DATASETS
@@ -125,8 +127,12 @@ def check(args: argparse.Namespace) -> int:
     config = dataset_config(args)
     while isinstance(config.get("dataset"), dict):  # of sentences by room
         config = config["dataset"]
-    dataset = open_plain(config)
-    if isinstance(dataset, GroundingDataset):
+    views = issubclass(DATASETS.get(config["type"]) or object, ViewDataset)
+    dataset = DATASETS.build(config) if views else open_plain(config)
+    if views:
+        found = survey_views(dataset, args.limit or None)
+        problems, numbers = judge_views(found), view_table(found)
+    elif isinstance(dataset, GroundingDataset):
         found = survey_sentences(dataset, args.limit or None)
         problems, numbers = judge_sentences(found), sentence_table(found)
     else:

@@ -55,7 +55,8 @@ def camera_path(
     look[:, 0] = -aside * reach[0] * np.cos(angle + 0.5 * np.sin(2 * angle))
     look[:, 1] = -aside * reach[1] * np.sin(angle + 0.5 * np.sin(2 * angle))
     look[:, 2] = drop + 0.15 * np.sin(3 * angle + phase)
-    return np.stack([look_at(eye, spot) for eye, spot in zip(eyes, look)])
+    poses = [look_at(eye, spot) for eye, spot in zip(eyes, look)]
+    return np.array(poses).reshape(count, 4, 4)
 
 
 def look_at(eye: np.ndarray, spot: np.ndarray) -> np.ndarray:
