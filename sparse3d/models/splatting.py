@@ -257,6 +257,8 @@ class SplattingModel(BaseModel):
             data = self.data_preprocessor(data, True)
             losses = self(**data, mode="loss")
         parsed, log = self.parse_losses(losses)
+        # The graph must be gone when the number of rows has changed.
+        log = {name: value.detach() for name, value in log.items()}
         try:
             optim_wrapper.update_params(parsed)
         except FloatingPointError:
