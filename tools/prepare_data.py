@@ -92,6 +92,27 @@ def split_counts(args: argparse.Namespace, usual: dict[str, int]) -> dict[str, i
     return {split: count for split, count in asked.items() if count} or usual
 
 
+def make_sweeps(args: argparse.Namespace) -> int:
+    """Generate sequences of sweeps with exact flow over the procedural streets."""
+    from sparse3d.datasets.world.sweeps import make_sequences
+
+    asked = {"train": args.train, "val": args.val, "test": args.test}
+    if min(asked.values()) < 0:
+        raise ValueError(f"{asked} sequences are asked for; a number must be 0 or more")
+    counts = {split: count for split, count in asked.items() if count} or {"train": 160, "test": 20}
+    folder = make_sequences(
+        Path(args.root),
+        args.name,
+        tuple(args.sensors),
+        counts,
+        args.sweeps,
+        args.seed,
+        args.workers,
+    )
+    print(f"{folder}: {', '.join(f'{count} {split}' for split, count in counts.items())} sequences")
+    return 0
+
+
 def make_database(args: argparse.Namespace) -> int:
     """Cut out the objects for GroundTruthSampling."""
     config = dataset_config(args)
@@ -148,7 +169,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make, index and check data.")
     commands = parser.add_subparsers(
-        required=True, metavar="world | rooms | scannet | database | poses | check"
+        required=True, metavar="world | rooms | scannet | sweeps | database | poses | check"
     )
 
     world = commands.add_parser("world", help="generate procedural streets")
@@ -186,6 +207,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     scannet.add_argument("--out", default="data/scannet")
     scannet.add_argument("--workers", type=int, default=1, help="processes (1)")
     scannet.set_defaults(run=make_scannet)
+
+    sweeps = commands.add_parser("sweeps", help="generate streets in motion, with exact flow")
+    sweeps.add_argument("--root", default="data/world")
+    sweeps.add_argument("--name", default="sweeps")
+    text = "names in sparse3d.datasets.world.SENSORS, taken in turns (hdl64 double32)"
+    sweeps.add_argument("--sensors", nargs="+", default=["hdl64", "double32"], help=text)
+    for split in ("train", "val", "test"):
+        text = "sequences (none of the three given: 160 to train, 20 to test)"
+        sweeps.add_argument(f"--{split}", type=int, default=0, help=text)
+    sweeps.add_argument("--sweeps", type=int, default=2, help="of a sequence (2)")
+    sweeps.add_argument("--seed", type=int, default=0)
+    sweeps.add_argument("--workers", type=int, default=1, help="processes (1)")
+    sweeps.set_defaults(run=make_sweeps)
 
     database = commands.add_parser("database", help="cut out objects for ground-truth sampling")
     database.add_argument("--out", help="folder (the one that the config's transform names)")

@@ -3,6 +3,7 @@
 from . import (
     colmap,
     flow,
+    flow_benchmarks,
     flow_transforms,
     kitti,
     nuscenes,
@@ -22,6 +23,7 @@ __all__ = [
     "PointDataset",
     "colmap",
     "flow",
+    "flow_benchmarks",
     "flow_transforms",
     "kitti",
     "nuscenes",

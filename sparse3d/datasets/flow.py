@@ -202,10 +202,17 @@ class Argoverse2Pairs(SweepDataset):
 
     name = "Argoverse 2"
 
-    def __init__(self, data_root: str | Path, flow_root: str | Path | None = None, **options: Any):
+    def __init__(
+        self,
+        data_root: str | Path,
+        flow_root: str | Path | None = None,
+        history: int = 0,
+        **options: Any,
+    ):
         """Args:
             data_root: a folder of logs, one log, or npz files of pairs.
             flow_root: where files of true flow lie; None: there are none.
+            history: sweeps before the source that come along, fewer where a log begins.
             options: of SweepDataset.
 
         Raises:
@@ -214,14 +221,20 @@ class Argoverse2Pairs(SweepDataset):
         super().__init__(data_root, **options)
         self.flow_root = None if flow_root is None else Path(flow_root)
         root = self.data_root
+        self.history = history
         self.pairs: list[tuple[Path, Path | None]] = []
+        self.older: list[list[Path]] = []
         if root.suffix == ".npz":
             self.pairs = [(root, None)]
         else:
             self.pairs = [(path, None) for path in sorted(root.glob("*.npz")) if _is_pair(path)]
+            self.older = [[] for _ in self.pairs]
             for folder in sorted(root.glob("**/sensors/lidar")):
                 sweeps = sorted(folder.glob("*.feather"), key=lambda path: int(path.stem))
                 self.pairs += list(pairwise(sweeps))
+                self.older += [
+                    sweeps[max(i - history, 0) : i][::-1] for i in range(len(sweeps) - 1)
+                ]
         if not self.pairs:
             raise FileNotFoundError(
                 f"{root} holds neither <log>/sensors/lidar/*.feather (two or more) nor pairs in npz"
@@ -235,11 +248,17 @@ class Argoverse2Pairs(SweepDataset):
         if second is None:
             return read_npz_pair(first)
         poses = read_poses(first.parents[2] / "city_SE3_egovehicle.feather")
-        times = [int(path.stem) for path in (first, second)]
+        older = self.older[index]
+        times = [int(path.stem) for path in (first, second, *older)]
         missing = [time for time in times if time not in poses]
         if missing:
             raise ValueError(f"city_SE3_egovehicle.feather of {first} has no pose at {missing[0]}")
-        ego = np.linalg.inv(poses[times[1]]) @ poses[times[0]]
+        last = np.linalg.inv(poses[times[1]])
+        ego = last @ poses[times[0]]
+        past = [
+            (torch.from_numpy(read_sweep(path)), torch.from_numpy(last @ poses[int(path.stem)]))
+            for path in older
+        ]
         source, target = (torch.from_numpy(read_sweep(path)) for path in (first, second))
         truth = {}
         if self.flow_root is not None:
@@ -248,6 +267,7 @@ class Argoverse2Pairs(SweepDataset):
             source,
             target,
             ego_motion=torch.from_numpy(ego),
+            history=past,
             interval=(times[1] - times[0]) * 1e-9,
             meta={"sample_id": f"{first.parents[2].name}/{first.stem}", "lidar_path": str(first)},
             **truth,

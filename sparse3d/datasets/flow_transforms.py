@@ -48,6 +48,46 @@ class PairTurn:
 
 
 @TRANSFORMS.register_module()
+class PairFlip:
+    """Mirror along x and along y, each with a ``probability``."""
+
+    def __init__(self, probability: float = 0.5):
+        self.probability = probability
+
+    def __call__(self, pair: SweepPair, generator: np.random.Generator) -> SweepPair:
+        signs = np.where(generator.random(2) < self.probability, -1.0, 1.0)
+        if (signs > 0).all():
+            return pair
+        return move_pair(pair, torch.diag(torch.tensor([*signs, 1.0, 1.0], dtype=torch.float64)))
+
+
+@TRANSFORMS.register_module()
+class RemoveEgoMotion:
+    """Lay the source and older sweeps into the target's frame: the flow is then WITHOUT ego motion.
+
+    Raises:
+        ValueError: the ego motion is not known.
+    """
+
+    def __call__(self, pair: SweepPair, generator: np.random.Generator) -> SweepPair:
+        if pair.ego_motion is None:
+            raise ValueError(f"the ego motion of pair {pair.sample_id!r} is not known: give poses")
+
+        def laid(points: Tensor, motion: Tensor) -> Tensor:
+            xyz = transform(points[:, :3], motion).to(points.dtype)
+            return torch.cat([xyz, points[:, 3:]], 1)
+
+        rest = torch.eye(4, dtype=torch.float64)
+        return replace(
+            pair,
+            source=laid(pair.source, pair.ego_motion),
+            flow=None if pair.flow is None else pair.flow - pair.ego_flow,
+            ego_motion=rest,
+            history=[(laid(points, motion), rest) for points, motion in pair.history],
+        )
+
+
+@TRANSFORMS.register_module()
 class PairLift:
     """Raise both sweeps by a height drawn from ``height`` (low, high), metres."""
 

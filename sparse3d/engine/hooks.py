@@ -49,9 +49,10 @@ class DatasetEpochHook(Hook):
         check_classes(runner.test_dataloader.dataset, training=False)
 
     def before_train_epoch(self, runner) -> None:
-        set_epoch = getattr(runner.train_dataloader.dataset, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(runner.epoch)
+        for part in (runner.train_dataloader.dataset, runner.bare_model):
+            set_epoch = getattr(part, "set_epoch", None)  # a model whose loss changes has it too
+            if set_epoch is not None:
+                set_epoch(runner.epoch)
 
 
 @HOOKS.register_module()
