@@ -1,13 +1,14 @@
 """Layers on SparseVoxels. Convolutions share kernel maps through the voxels' cache."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse3d.ops import kernel_map
-from sparse3d.ops.conv import sparse_conv
+from sparse3d.ops.conv import sparse_conv, sparse_conv_norm
 from sparse3d.ops.kernel_map import KernelMap, Size, axes
 from sparse3d.ops.pool import global_pool, sparse_pool
 from sparse3d.structures import IndexCache, SparseVoxels
@@ -49,9 +50,10 @@ class SubMConv(nn.Module):
             in_channels, out_channels, self.kernel_size, bias, groups
         )
 
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
+    def forward(self, voxels: SparseVoxels, ending: "Ending | None" = None) -> SparseVoxels:
+        """``ending``: what is done to the features in the same pass, in inference."""
         found = submanifold(voxels, self.kernel_size, self.dilation)
-        return voxels.replace(_convolve(self, voxels.features, found))
+        return voxels.replace(_convolve(self, voxels.features, found, ending))
 
     def extra_repr(self) -> str:
         return _describe(self)
@@ -108,9 +110,10 @@ class StridedConv(_GeometricConv):
     'minkowski' exactly floor(cell / stride).
     """
 
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
+    def forward(self, voxels: SparseVoxels, ending: "Ending | None" = None) -> SparseVoxels:
+        """``ending``: what is done to the features in the same pass, in inference."""
         found, cache = strided(voxels, self.geometry, self.meaning)
-        features = _convolve(self, voxels.features, found)
+        features = _convolve(self, voxels.features, found, ending)
         return coarser(voxels, features, found, cache, self.stride)
 
 
@@ -284,21 +287,74 @@ class VoxelInstanceNorm(nn.Module):
 class VoxelSequential(nn.Sequential):
     """Runs layers in order; torch's own layers (ReLU, Linear, ...) act on the features.
 
-    A batch norm and the ReLU after it run as one.
+    A batch norm and the ReLU after it run as one, in inference with the convolution before them.
     """
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if type(layer) is VoxelBatchNorm and layers and type(layers[0]) is nn.ReLU:
+            norm = layers[0] if layers and type(layers[0]) is VoxelBatchNorm else None
+            if type(layer) in (SubMConv, StridedConv) and norm is not None:
                 layers.pop(0)
-                voxels = layer(voxels, relu=True)
+                voxels = conv_norm(layer, norm, voxels, relu=_take_relu(layers))
+            elif type(layer) is VoxelBatchNorm:
+                voxels = layer(voxels, relu=_take_relu(layers))
             elif type(layer).__module__.startswith("torch.nn."):
                 voxels = voxels.replace(layer(voxels.features))
             else:
                 voxels = layer(voxels)
         return voxels
+
+
+def _take_relu(layers: list[nn.Module]) -> bool:
+    """Whether a ReLU comes next, which is then taken off."""
+    return bool(layers) and type(layers[0]) is nn.ReLU and layers.pop(0) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """What follows a convolution in inference: * scale + shift, + residual, ReLU.
+
+    Attributes:
+        scale: [C] float32.
+        shift: [C] float32.
+        residual: [M, C] or None.
+        relu: whether negative results become 0.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    residual: Tensor | None
+    relu: bool
+
+
+def conv_norm(
+    conv: SubMConv | StridedConv,
+    norm: VoxelBatchNorm,
+    voxels: SparseVoxels,
+    relu: bool = False,
+    residual: Tensor | None = None,
+) -> SparseVoxels:
+    """norm(conv(voxels)) + residual, and a ReLU: in one pass where no gradient is wanted.
+
+    Args:
+        conv: the convolution.
+        norm: the batch norm; when training it runs by itself.
+        voxels: the convolution's input.
+        relu: whether a ReLU comes last.
+        residual: [M, C], rows of the convolution's output cells.
+    """
+    hooked = conv._forward_hooks or norm._forward_hooks
+    if torch.is_grad_enabled() or norm.training or hooked:
+        normed = norm(conv(voxels), relu=relu and residual is None)
+        if residual is None:
+            return normed
+        features = residual + normed.features
+        return normed.replace(F.relu(features) if relu else features)
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    return conv(voxels, Ending(scale, norm.bias - centre * scale, residual, relu))
 
 
 def voxel_relu(voxels: SparseVoxels) -> SparseVoxels:
@@ -399,7 +455,12 @@ def _parameters(
     return weight, offset
 
 
-def _convolve(layer: nn.Module, features: Tensor, found: KernelMap) -> Tensor:
+def _convolve(
+    layer: nn.Module, features: Tensor, found: KernelMap, ending: Ending | None = None
+) -> Tensor:
+    if ending is not None:
+        last = (ending.scale, ending.shift, ending.residual, ending.relu)
+        return sparse_conv_norm(features, layer.weight, found.table, *last, layer.groups)
     reverse = found.reverse if torch.is_grad_enabled() else None
     return sparse_conv(features, layer.weight, found.table, reverse, layer.bias, layer.groups)
 

@@ -15,6 +15,8 @@ from .kernel_map import check_table, refuse_rows
 from .pairs import PairLists, cpu_level, pair_lists, tile_lists
 from .reference import conv as reference
 
+NO_FINISH = (None, None, None, 0)
+
 
 def sparse_conv(
     features: Tensor,
@@ -150,6 +152,58 @@ _sparse_conv.register_autograd(_backward, setup_context=_setup)
 _weight_grad.register_autograd(_backward_weight_grad, setup_context=_setup_weight_grad)
 
 
+def sparse_conv_norm(
+    features: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution and what follows it in inference, in one pass: no gradient.
+
+    Args:
+        features, weight, table, groups: as in ``sparse_conv``.
+        scale: [Cout] float32, with ``shift`` a batch norm by running statistics.
+        shift: [Cout] float32.
+        residual: [M, Cout], added after that.
+        relu: whether negative results become 0 in the end.
+
+    Returns:
+        [M, Cout] in the dtype of ``sparse_conv``.
+    """
+    _check(features, weight, table, None, groups)
+    dtype, result = _dtypes(features, weight)
+    residual = None if residual is None else residual.to(dtype)
+    given = (features.to(dtype), weight.to(dtype), table, scale, shift, residual, relu, groups)
+    return _sparse_conv_norm(*given).to(result)
+
+
+@torch.library.custom_op("sparse3d::sparse_conv_norm", mutates_args=())
+def _sparse_conv_norm(
+    features: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    groups: int,
+) -> Tensor:
+    forward = backend.choose(SPARSE_CONV_NORM, features)
+    residual = None if residual is None else residual.contiguous()
+    given = (features.contiguous(), weight.contiguous(), table, scale.contiguous())
+    with torch.autocast(features.device.type, enabled=False):
+        return forward(*given, shift.contiguous(), residual, relu, groups)
+
+
+@_sparse_conv_norm.register_fake
+def _(features, weight, table, scale, shift, residual, relu, groups):
+    return features.new_empty(table.shape[1], weight.shape[2])
+
+
 def _transpose(weight: Tensor, groups: int) -> Tensor:
     """[K, Cin / groups, Cout] -> [K, Cout / groups, Cin], group by group."""
     offsets, inputs, outputs = weight.shape
@@ -213,9 +267,11 @@ def _native_conv(
     groups: int,
     reverse: Tensor | None = None,
     transposed: bool = False,
+    finish: tuple = NO_FINISH,
 ) -> Tensor:
+    """``finish``: scale, shift, residual and whether there is a ReLU; see ``sparse_conv_norm``."""
     if features.dtype == torch.bfloat16:
-        return _bf16_conv(features, weight, bias, table, groups, reverse, transposed)
+        return _bf16_conv(features, weight, bias, table, groups, reverse, transposed, finish)
     if features.dtype != torch.float32:
         return _reference_conv(features, weight, bias, table, groups, reverse, transposed)
     pairs = _pairs(table, reverse, features)
@@ -224,9 +280,46 @@ def _native_conv(
     outputs = weight.shape[1] if transposed else weight.shape[2] // groups
     out = features.new_empty(table.shape[1], outputs * groups)
     sizes = (table.shape[1], len(table), groups, inputs, outputs)
-    given = (features, weight, int(transposed), bias, None, None, 0, *pairs.arguments(), *sizes)
+    given = (features, weight, int(transposed), bias, *finish, *pairs.arguments(), *sizes)
     native.call("s3d_sparse_conv", *given, out, cpu_level(), native.threads())
     return out
+
+
+def _reference_conv_norm(
+    features: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    groups: int,
+) -> Tensor:
+    if features.dtype == torch.bfloat16:
+        residual = None if residual is None else residual.float()
+        exact = (features.float(), weight.float(), table, scale, shift, residual, relu, groups)
+        return _reference_conv_norm(*exact).bfloat16()
+    convolved = backend.choose(SPARSE_CONV, features)(features, weight, None, table, groups)
+    out = convolved * scale.to(features) + shift.to(features)
+    out = out if residual is None else out + residual
+    return out.relu() if relu else out
+
+
+def _native_conv_norm(
+    features: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    groups: int,
+) -> Tensor:
+    if features.dtype not in (torch.float32, torch.bfloat16):
+        given = (features, weight, table, scale, shift, residual, relu, groups)
+        return _reference_conv_norm(*given)
+    finish = (scale.float(), shift.float(), residual, int(relu))
+    return _native_conv(features, weight, None, table, groups, finish=finish)
 
 
 def _native_weight_grad(
@@ -253,17 +346,21 @@ def _bf16_conv(
     groups: int,
     reverse: Tensor | None,
     transposed: bool,
+    finish: tuple,
 ) -> Tensor:
+    scale, shift, residual, relu = finish
     if groups > 1 or not _has_bf16():
         exact = (features.float(), weight.float(), bias, table, groups, reverse, transposed)
-        return _native_conv(*exact).bfloat16()
+        residual = None if residual is None else residual.float()
+        return _native_conv(*exact, (scale, shift, residual, relu)).bfloat16()
     tiles = tile_lists(table, reverse)
     refuse_rows(tiles.highest >= len(features), table, len(features))
-    bias = None if bias is None else bias.contiguous()
+    shift = shift if bias is None else bias.contiguous()  # never both
     inputs, outputs = features.shape[1], weight.shape[1 if transposed else 2]
     out = features.new_empty(table.shape[1], outputs)
     sizes = (table.shape[1], len(table), inputs, outputs)
-    given = (features, weight, int(transposed), None, bias, 0, *tiles.arguments(), *sizes)
+    ending = (scale, shift, residual, relu)
+    given = (features, weight, int(transposed), *ending, *tiles.arguments(), *sizes)
     native.call("s3d_sparse_conv_bf16", *given, out, native.threads())
     return out
 
@@ -353,6 +450,11 @@ SPARSE_CONV = {
     "reference": _reference_conv,
     "native": _native_conv,
     "cuda": _spconv_conv,
+}
+SPARSE_CONV_NORM = {
+    "reference": _reference_conv_norm,
+    "native": _native_conv_norm,
+    "cuda": _reference_conv_norm,
 }
 WEIGHT_GRAD = {
     "reference": _reference_weight_grad,

@@ -14,6 +14,7 @@ from sparse3d.models.layers import (
     VoxelPool,
     VoxelSequential,
     VoxelUnpool,
+    conv_norm,
     voxel_relu,
 )
 from sparse3d.ops import backend
@@ -226,6 +227,47 @@ def test_a_norm_and_its_relu_run_as_one_and_mean_the_same(training):
     torch.testing.assert_close(together, apart)
     for ours, theirs in zip(found, expected):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@each
+@pytest.mark.parametrize("conv", [SubMConv(4, 6, bias=True), StridedConv(4, 6, 3, 2, 1)])
+@pytest.mark.parametrize("relu,with_residual", [(False, False), (True, False), (True, True)])
+def test_inference_in_one_pass_is_the_layers_one_after_another(
+    conv, relu, with_residual, implementation
+):
+    x, norm = voxels(seed=5), VoxelBatchNorm(6).eval()
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(tensor)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    rows = len(conv(x))
+    residual = torch.randn(rows, 6) if with_residual else None
+    with backend.forced(implementation):
+        apart = conv_norm(conv, norm, x, relu, residual).features
+        expected = norm(conv(x)).features + (0 if residual is None else residual)
+        with torch.no_grad():
+            together = conv_norm(conv, norm, x, relu, residual).features
+            sequence = VoxelSequential(conv, norm, *([nn.ReLU()] if relu else []))(x).features
+    expected = expected.relu() if relu else expected
+    assert apart.requires_grad and not together.requires_grad
+    torch.testing.assert_close(apart, expected)
+    torch.testing.assert_close(together, expected, rtol=1e-5, atol=1e-5)
+    if residual is None:
+        assert torch.equal(sequence, together)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_blocks_run_under_bfloat16_autocast(training):
+    x = voxels(8)
+    net = VoxelSequential(
+        SubMConv(8, 8), VoxelBatchNorm(8), nn.ReLU(), StridedConv(8, 6, 3, 2, 1), VoxelBatchNorm(6)
+    ).train(training)
+    exact = net(x).features
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+        rounded = net(x).features
+    torch.testing.assert_close(rounded.float(), exact, rtol=5e-2, atol=5e-2)
+    if training:
+        rounded.float().square().sum().backward()
+        assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in net.parameters())
 
 
 def test_training_a_block_gives_equal_bits_at_any_number_of_threads():

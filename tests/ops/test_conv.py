@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from sparse3d.ops import backend, conv, native
-from sparse3d.ops.conv import sparse_conv
+from sparse3d.ops.conv import sparse_conv, sparse_conv_norm
 from sparse3d.ops.kernel_map import generative_map, strided_map, submanifold_map
 from sparse3d.ops.pairs import LEVELS
 from tests.voxel_cases import IMPLEMENTATIONS, at_cells, dense_weight, random_coords, to_dense
@@ -268,6 +268,26 @@ def test_autocast_rounds_to_bfloat16_and_keeps_gradients_in_float(implementation
 
 
 @each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("with_residual,relu", [(False, True), (True, False), (True, True)])
+def test_norm_residual_and_relu_in_one_pass(dtype, groups, with_residual, relu, implementation):
+    found = strided_map(random_coords(), 3, 2, 1, shape=SHAPE)
+    features, weight, _ = (leaf.detach().to(dtype) for leaf in problem(found, 6, 34, groups))
+    scale, shift = torch.linspace(-1, 2, 34), torch.linspace(0, 1, 34)
+    residual = torch.randn(found.table.shape[1], 34).to(dtype) if with_residual else None
+    with backend.forced(implementation):
+        ending = (scale, shift, residual, relu)
+        ours = sparse_conv_norm(features, weight, found.table, *ending, groups)
+    exact = (features.double(), weight.double(), found.table, None, None, groups)
+    expected = sparse_conv(*exact) * scale + shift
+    expected = expected if residual is None else expected + residual
+    assert ours.dtype == dtype
+    expected = expected.relu() if relu else expected
+    assert_close([ours.double()], [expected], 1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@each
 def test_a_table_that_was_changed_in_place_is_listed_again(implementation):
     table = submanifold_map(random_coords(), 3).table.clone()
     features, weight = torch.randn(table.shape[1], 4), torch.randn(27, 4, 6)
@@ -434,6 +454,18 @@ def test_the_operator_is_registered_soundly(implementation):
         torch.library.opcheck(
             torch.ops.sparse3d.sparse_conv.default,
             (features, weight, bias, found.table, found.reverse, 2),
+        )
+
+
+@each
+def test_the_fused_operator_is_registered_soundly(implementation):
+    found = strided_map(random_coords(), 3, 2, 1, shape=SHAPE)
+    features, weight, _ = (leaf.detach() for leaf in problem(found, 4, 6, 2))
+    scale, residual = torch.randn(6), torch.randn(found.table.shape[1], 6)
+    with backend.forced(implementation):
+        torch.library.opcheck(
+            torch.ops.sparse3d.sparse_conv_norm.default,
+            (features, weight, found.table, scale, scale, residual, True, 2),
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparse3d.registry import MODELS
 from sparse3d.structures import IndexCache, SparseVoxels, VoxelGrid
 
-from ..layers import StridedConv, SubMConv, VoxelBatchNorm, VoxelSequential, voxel_relu
+from ..layers import StridedConv, SubMConv, VoxelBatchNorm, VoxelSequential, conv_norm
 
 # OpenPCDet's sparse backbones; part of what a published checkpoint means.
 NORM = {"eps": 1e-3, "momentum": 0.01}
@@ -38,9 +38,8 @@ class BasicBlock(nn.Module):
         self.bn2 = VoxelBatchNorm(channels, **NORM)
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        hidden = self.bn1(self.conv1(voxels), relu=True)
-        hidden = self.bn2(self.conv2(hidden))
-        return voxel_relu(voxels.replace(voxels.features + hidden.features))
+        hidden = conv_norm(self.conv1, self.bn1, voxels, relu=True)
+        return conv_norm(self.conv2, self.bn2, hidden, relu=True, residual=voxels.features)
 
 
 def _submanifold(inputs: int, outputs: int) -> VoxelSequential:

@@ -76,16 +76,16 @@ static void lay_out_weights(ConvCall& q, int64_t width) {
 }
 
 // x [n_in, cin * groups], w [offsets, cin, cout * groups] (transposed: [offsets, cout, cin * groups]),
-// bias, scale and shift [cout * groups] or null -> y [n_out, cout * groups] =
-// (bias + sum) * scale + shift, cut off at 0 with relu. cin and cout are those of one group.
+// bias, scale, shift [cout * groups] and residual [n_out, cout * groups] or null -> y like residual,
+// (bias + sum) * scale + shift + residual, cut off at 0 with relu. cin and cout are those of one group.
 EXPORT int64_t s3d_sparse_conv(const float* x, const float* w, int64_t transposed, const float* bias,
-                               const float* scale, const float* shift, int64_t relu,
-                               const int64_t* starts, const int32_t* in, const uint16_t* out,
+                               const float* scale, const float* shift, const float* residual,
+                               int64_t relu, const int64_t* starts, const int32_t* in, const uint16_t* out,
                                int64_t block, int64_t mirror, int64_t n_out, int64_t offsets,
                                int64_t groups, int64_t cin, int64_t cout, float* y, int64_t level,
                                int64_t threads) {
   const ConvKernels& kernel = conv_kernels(level);
-  ConvCall q = {x,     nullptr, bias,    scale,  shift, relu, nullptr, y, {starts, in, out, block, mirror},
+  ConvCall q = {x,     nullptr, bias,    scale,  shift, residual, relu, nullptr, y, {starts, in, out, block, mirror},
                 n_out, offsets, groups, cin,   cout, 0,       0};
   lay_out_weights(q, kernel.width);
   const std::unique_ptr<float[], CacheLines> packed = cache_lines<float>(offsets * q.w_offset);
@@ -108,7 +108,7 @@ EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, cons
                                            int64_t groups, int64_t cin, int64_t cout, float* dw,
                                            int64_t level, int64_t threads) {
   const ConvKernels& kernel = conv_kernels(level);
-  const ConvCall q = {x,  nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr,
+  const ConvCall q = {x,  nullptr, nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr,
                       {starts, in, out, block, mirror}, n_out, offsets, groups, cin, cout, 0, 0};
   const int64_t size = cin * cout * groups, blocks = q.blocks();
   const int64_t ranges = gradient_ranges(n_out);

@@ -29,6 +29,7 @@ struct ConvCall {
   const float* w;  // packed: offset k at k * w_offset, its group g w_group further; see `pack`
   const float* bias;          // [groups * cout] or null
   const float *scale, *shift;  // [groups * cout] or null: y * scale + shift in the end
+  const float* residual;      // [n_out, groups * cout] or null: added after that
   int64_t relu;               // 1: then negative results become 0
   const float* dy;            // [n_out, groups * cout], for the gradient of w
   float* y;                   // [n_out, groups * cout]

@@ -13,6 +13,7 @@
     __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16"))), apply_to = function)
 #else
 #pragma GCC diagnostic ignored "-Wuninitialized"  // in gcc's own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16")
 #endif
 
@@ -134,6 +135,10 @@ inline void write(const Bf16Call& q, __m512 v, int64_t row, int64_t c) {
   if (q.shift) {
     const __m512 shift = _mm512_maskz_loadu_ps(m, q.shift + c);
     v = q.scale ? _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(m, q.scale + c), shift) : _mm512_add_ps(v, shift);
+  }
+  if (q.residual) {
+    const __m256i halves = _mm256_maskz_loadu_epi16(m, q.residual + row * q.cout + c);
+    v = _mm512_add_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)));
   }
   if (q.relu) v = _mm512_maskz_max_ps(0xffff, v, _mm512_setzero_ps());
   _mm256_mask_storeu_epi16(q.y + row * q.cout + c, m, (__m256i)_mm512_cvtneps_pbh(v));

@@ -14,15 +14,15 @@ EXPORT int64_t s3d_conv_bf16_available() {
 }
 
 // x [n_in, cin], w [offsets, cin, cout] (transposed: [offsets, cout, cin]), scale and shift [cout] or
-// null -> y [n_out, cout]. The tiles are those of conv_tiles.h.
+// null, residual [n_out, cout] or null -> y [n_out, cout]. The tiles are those of conv_tiles.h.
 EXPORT int64_t s3d_sparse_conv_bf16(const uint16_t* x, const uint16_t* w, int64_t transposed,
-                                    const float* scale, const float* shift, int64_t relu,
-                                    const int64_t* blocks, const int64_t* steps, const uint16_t* out,
-                                    const int32_t* offset, const int32_t* in, int64_t block,
+                                    const float* scale, const float* shift,
+                                    const uint16_t* residual, int64_t relu, const int64_t* blocks,
+                                    const int64_t* steps, const uint16_t* out, const int32_t* offset, const int32_t* in, int64_t block,
                                     int64_t mirror, int64_t n_out, int64_t offsets, int64_t cin,
                                     int64_t cout, uint16_t* y, int64_t threads) {
   const ConvTiles tiles = {blocks, steps, out, offset, in, block, mirror};
-  Bf16Call q = {x, nullptr, scale, shift, relu, nullptr, y, n_out, offsets, cin, cout, 0};
+  Bf16Call q = {x, nullptr, scale, shift, residual, relu, nullptr, y, n_out, offsets, cin, cout, 0};
   q.w_offset = conv_amx.packed_size(cin, cout);
   const auto packed = cache_lines<uint16_t>(offsets * q.w_offset);
   q.w = packed.get();
@@ -50,7 +50,7 @@ EXPORT int64_t s3d_sparse_conv_weight_grad_bf16(const uint16_t* x, const uint16_
                                                 int64_t n_out, int64_t offsets, int64_t cin,
                                                 int64_t cout, float* dw, int64_t threads) {
   const ConvPairs pairs = {starts, in, out, block, mirror};
-  const Bf16Call q = {x, nullptr, nullptr, nullptr, 0, dy, nullptr, n_out, offsets, cin, cout, 0};
+  const Bf16Call q = {x, nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr, n_out, offsets, cin, cout, 0};
   const int64_t number = (n_out + block - 1) / block, size = conv_amx.sum_size(cin, cout);
   const int64_t ranges = gradient_ranges(n_out);
   std::vector<float> total(offsets * size, 0.f);

@@ -7,6 +7,7 @@ struct Bf16Call {
   const uint16_t* x;           // [n_in, cin]
   const uint16_t* w;           // packed by the kernels' `pack`, offset k at k * w_offset
   const float *scale, *shift;  // [cout] or null: y * scale + shift in the end
+  const uint16_t* residual;    // [n_out, cout] or null: added after that
   int64_t relu;                // 1: then negative results become 0
   const uint16_t* dy;          // [n_out, cout], for the gradient of w
   uint16_t* y;                 // [n_out, cout]

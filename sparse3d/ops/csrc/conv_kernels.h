@@ -52,6 +52,11 @@ void pack(const ConvCall& q, const float* w, bool transposed, int64_t k, float* 
   }
 }
 
+// Brings a row into the cache before it is needed.
+inline void fetch(const float* row, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += 16) __builtin_prefetch(row + c);
+}
+
 // STEPS input channels of MR rows x NV vectors of output channels.
 template <int NV, int MR, int STEPS>
 inline void steps(const float* const* x, int64_t c, const float* w, Vec::Reg (&sum)[MR][NV]) {
@@ -99,6 +104,11 @@ void pairs_times_weight(const float* x, int64_t x_row, const float* w, int64_t c
       a[j] = x + in[r + j] * x_row;
       o[j] = y + out[r + j] * y_row;
     }
+    if (NV > 1 && r + 2 * MR <= n)  // with one vector there is too little to do meanwhile
+      for (int j = 0; j < MR; j++) {
+        fetch(x + in[r + MR + j] * x_row, cin);
+        fetch(y + out[r + MR + j] * y_row, NV * W);
+      }
     tile<NV, MR>(a, w, cin, o, last);
   }
   if (n - r > Vec::SINGLES) {  // a full tile, whose missing rows go nowhere, beats many single rows
@@ -127,15 +137,17 @@ void start_rows(const ConvCall& q, float* y, int64_t len) {
   for (int64_t r = 0; r < len; r++) memcpy(y + r * width, q.bias, sizeof(float) * width);
 }
 
-// y * scale + shift and the ReLU, while the rows are in the cache.
+// y * scale + shift + residual and the ReLU, while the rows are in the cache.
 void finish_rows(const ConvCall& q, float* y, int64_t len) {
   const int64_t width = q.groups * q.cout;
-  if (!q.scale && !q.relu) return;
-  for (int64_t r = 0; r < len; r++, y += width)
+  if (!q.scale && !q.residual && !q.relu) return;
+  const float* residual = q.residual ? q.residual + (y - q.y) : nullptr;
+  for (int64_t r = 0; r < len; r++, y += width, residual += residual ? width : 0)
     for (int64_t c = 0; c < width; c += W) {
       const Vec::Mask m = Vec::mask((int)least(W, width - c));
       Vec::Reg v = Vec::load(y + c, m);
       if (q.scale) v = Vec::fma(v, Vec::load(q.scale + c, m), Vec::load(q.shift + c, m));
+      if (residual) v = Vec::fma(Vec::all(1), v, Vec::load(residual + c, m));
       Vec::store(y + c, m, q.relu ? Vec::positive(v) : v);
     }
 }
@@ -248,6 +260,8 @@ void gradient_chunk(const ConvCall& q, const int32_t* in, const uint16_t* out, i
   for (int64_t p = 0; p < n; p++) {
     a[p] = q.x + (in[p] * q.groups + g) * q.cin;
     dy[p] = rows + (out[p] * q.groups + g) * q.cout;
+    fetch(a[p], q.cin);
+    fetch(dy[p], q.cout);
   }
   for_panels(vectors, [&](int64_t v, int64_t nv) {
     float* s = sum + g * q.cout;
