@@ -15,7 +15,14 @@ from . import (
     text,
 )
 from .backbones import bev, dsvt, mink_resnet, sparse_resnet, sparse_unet
-from .heads import center_head, object_teacher, sps_head, transfusion_head, tsp3d_head, voxelnext_head
+from .heads import (
+    center_head,
+    object_teacher,
+    sps_head,
+    transfusion_head,
+    tsp3d_head,
+    voxelnext_head,
+)
 
 __all__ = [
     "bev",

@@ -71,8 +71,9 @@ class TextGrounder(BaseModel):
         self.encoder = MODELS.build({**encoder, "grid": grid, "point_channels": 6})
         self.text = MODELS.build({**text})
         width = self.encoder.out_channels
-        self.backbone = MODELS.build({**backbone, "grid": grid, "in_channels": width})
-        widths = self.backbone.stage_channels[-3:]
+        self.backbone = MODELS.build({**backbone, "in_channels": width})
+        alone = (self.backbone.out_channels,)
+        widths = tuple(getattr(self.backbone, "stage_channels", alone))[-3:]
         derived = {"grid": grid, "in_channels": widths, "text_channels": self.text.out_channels}
         self.head = MODELS.build({**head, **derived})
         self.mean_color = tuple(mean_color)
@@ -92,7 +93,12 @@ class TextGrounder(BaseModel):
 
     def raw(self, batch: Batch):
         """The head's raw output."""
-        return self._answer(self.backbone(self.voxels(batch)), batch)
+        return self._answer(self._stages(batch), batch)
+
+    def _stages(self, batch: Batch) -> list[SparseVoxels]:
+        """The backbone's stages, finest first; a single one where it has but one."""
+        found = self.backbone(self.voxels(batch))
+        return [found] if isinstance(found, SparseVoxels) else found
 
     def _answer(self, stages: list[SparseVoxels], batch: Batch):
         words, scenes = self.words(batch), _scenes(batch)[1]
@@ -137,9 +143,10 @@ class TextGrounder(BaseModel):
         """
         targets = [_target(sample) for sample in batch.samples]
         anchors = [list(sample.meta.get("anchors", ())) for sample in batch.samples]
-        stages = self.backbone(self.voxels(batch))
+        stages = self._stages(batch)
         raw = self._answer(stages, batch)
-        losses = self.head.loss(raw, batch.boxes, targets, anchors)
+        labels = {"labels": batch.labels} if self.head.learns_classes else {}
+        losses = self.head.loss(raw, batch.boxes, targets, anchors, **labels)
         if self.teacher is not None:
             scenes = _scenes(batch)[0]
             known = [scene.boxes for scene in scenes], [scene.labels for scene in scenes]
@@ -158,15 +165,14 @@ class TextGrounder(BaseModel):
     def explain(self, sample: Sample) -> Explanation:
         """The answer to one sentence, with what stayed of the scene and which words counted."""
         batch = Batch([sample])
-        stages, words = self.backbone(self.voxels(batch)), self.words(batch)
+        stages, words = self._stages(batch), self.words(batch)
         raw, shares = self.head.explain(stages, words.features, words.padding)
         detections = replace(self.head.predict(raw)[0], sample=sample)
         left = self.head.remaining(raw)
-        size = self.head.grid.voxel_size[0]
         return Explanation(
             detections,
             [voxels.centers() for voxels in left],
-            [voxels.stride[0] * size for voxels in left],
+            [voxels.stride[0] * voxels.grid.voxel_size[0] for voxels in left],
             shares,
             words.spans[0],
         )

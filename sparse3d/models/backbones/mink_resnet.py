@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from sparse3d.registry import MODELS
-from sparse3d.structures import SparseVoxels, VoxelGrid
+from sparse3d.structures import SparseVoxels
 
 from ..layers import StridedConv, SubMConv, VoxelBatchNorm, VoxelPool, VoxelSequential, voxel_relu
 
@@ -46,7 +46,6 @@ class MinkResNet(nn.Module):
 
     Args:
         in_channels: channels of a voxel.
-        grid: the base grid; unbounded is legal.
         depth: blocks per stage: one of ``DEPTHS``, or a sequence with a number for each stage.
         channels: width of each stage.
         stem_channels: width of the first convolution.
@@ -66,7 +65,6 @@ class MinkResNet(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        grid: VoxelGrid,
         depth: int | Sequence[int] = 34,
         channels: Sequence[int] = (64, 128, 128, 128),
         stem_channels: int = 64,
@@ -96,7 +94,7 @@ class MinkResNet(nn.Module):
             width, stride = wide, stride * 2
             self.stage_strides.append(stride)
         self.out_channels = width
-        self.out_stride = (stride,) * len(grid.voxel_size)
+        self.out_stride = (stride,) * 3
 
     def forward(self, voxels: SparseVoxels) -> list[SparseVoxels]:
         """The stages, finest first."""

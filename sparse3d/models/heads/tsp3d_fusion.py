@@ -78,7 +78,7 @@ class RowAttention(nn.Module):
 
     def _split(self, rows: Tensor) -> Tensor:
         """[1, heads, N, C / heads]."""
-        return rows.reshape(1, len(rows), self.heads, -1).transpose(1, 2)
+        return rows.reshape(1, len(rows), self.heads, rows.shape[1] // self.heads).transpose(1, 2)
 
 
 class AttentionBlock(nn.Module):

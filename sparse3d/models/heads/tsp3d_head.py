@@ -126,6 +126,7 @@ class TSP3DHead(nn.Module):
             )
         width = in_channels[0]
         self.grid = grid
+        self.learns_classes = False
         self.thresholds, self.completion_threshold = tuple(thresholds), completion_threshold
         self.fallback, self.prune = fallback, prune
         self.attended, self.completion_limit = tuple(attended), completion_limit

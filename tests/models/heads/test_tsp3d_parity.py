@@ -56,7 +56,7 @@ def build(state, meta):
     depth = [sum(stage == s for stage, _ in blocks) for s in stages]
     widths = [own[f"layer{s}.0.conv1.kernel"].shape[2] for s in stages]
     columns, stem = own["conv1.kernel"].shape[1:]
-    backbone = MinkResNet(columns, grid, depth, widths, stem)
+    backbone = MinkResNet(columns, depth, widths, stem)
     backbone.load_state_dict(convert_state("vision_backbone", own, backbone))
     head = TSP3DHead(
         widths[-3:],
