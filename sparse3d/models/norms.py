@@ -43,5 +43,8 @@ class RowBatchNorm(nn.BatchNorm1d):
         self.running_var.lerp_(variance, self.momentum)
 
     def _by_running_statistics(self, rows: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # torch's op asks for the number of rows, then unknown
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            return torch.addcmul(self.bias - self.running_mean * scale, rows, scale)
         statistics = (self.running_mean, self.running_var)
         return F.batch_norm(rows, *statistics, self.weight, self.bias, False, 0.0, self.eps)

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from . import native
@@ -20,13 +21,19 @@ def backend(tensor: Tensor) -> str:
     Raises:
         ValueError: the forced name is unknown.
     """
+    return _wanted() or ("cuda" if tensor.is_cuda else _on_cpu())
+
+
+@torch.compiler.assume_constant_result  # compiled programs keep what was chosen when they were made
+def _wanted() -> str:
     name = _forced[-1] if _forced else os.environ.get("SPARSE3D_BACKEND", "")
-    if name:
-        if name not in NAMES:
-            raise ValueError(f"SPARSE3D_BACKEND is {name!r}; it must be one of {', '.join(NAMES)}")
-        return name
-    if tensor.is_cuda:
-        return "cuda"
+    if name and name not in NAMES:
+        raise ValueError(f"SPARSE3D_BACKEND is {name!r}; it must be one of {', '.join(NAMES)}")
+    return name
+
+
+@torch.compiler.assume_constant_result
+def _on_cpu() -> str:
     return "native" if native.available() else "reference"
 
 

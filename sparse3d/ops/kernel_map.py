@@ -72,7 +72,7 @@ def submanifold_map(
     dims = coords.shape[1] - 1
     size, dilation = odd_axes(kernel_size, dims), axes(dilation, dims, "dilation")
     table = offset_table(coords, coords, size, (1,) * dims, _centre(size, dilation), dilation)
-    return KernelMap(table, coords, shape, len(coords), mirrored=True)
+    return KernelMap(table, coords, shape, coords.shape[0], mirrored=True)
 
 
 def strided_map(
@@ -103,16 +103,15 @@ def strided_map(
     check_coords(coords)
     sizes = geometry(coords.shape[1] - 1, kernel_size, stride, padding, dilation, meaning)
     stride = sizes[1]
-    reached = backend.choose(REACHED_CELLS, coords)
     if meaning == "minkowski":
         zeros, ones = (0,) * len(stride), (1,) * len(stride)
         out_shape = shape and tuple(-(-g // s) for g, s in zip(shape, stride))
         # a kernel as large as the stride reaches floor(f / s) and nothing else
-        cells = reached(coords, stride, stride, zeros, ones, None)
+        cells = _cells(coords, stride, stride, zeros, ones, None, False)
     else:
         out_shape = shape and _reduced_shape(shape, *sizes)
-        cells = reached(coords, *sizes, out_shape)
-    return KernelMap(offset_table(coords, cells, *sizes), cells, out_shape, len(coords))
+        cells = _cells(coords, *sizes, out_shape, False)
+    return KernelMap(offset_table(coords, cells, *sizes), cells, out_shape, coords.shape[0])
 
 
 def generative_map(
@@ -134,9 +133,9 @@ def generative_map(
     out_shape = None
     if shape is not None and meaning == "spconv":
         out_shape = _enlarged_shape(shape, *sizes)
-    cells = backend.choose(SPREAD_CELLS, coords)(coords, *sizes, out_shape)
+    cells = _cells(coords, *sizes, out_shape, True)
     down = offset_table(cells, coords, *sizes)
-    return KernelMap(reverse_table(down, len(cells)), cells, out_shape, len(coords))
+    return KernelMap(reverse_table(down, cells.shape[0]), cells, out_shape, coords.shape[0])
 
 
 def offset_table(
@@ -161,14 +160,13 @@ def offset_table(
         "padding": padding,
         "dilation": dilation,
     }
-    sizes = (axes(value, dims, name) for name, value in given.items())
-    return backend.choose(OFFSET_TABLE, fine)(fine, coarse, *sizes)
+    return _offset_table(fine, coarse, *(axes(value, dims, name) for name, value in given.items()))
 
 
 def reverse_table(table: Tensor, rows: int) -> Tensor:
     """Table [K, rows] int32 of the same triples, read from the input: the output row, or -1."""
     check_table("table", table)
-    return backend.choose(REVERSE_TABLE, table)(table, rows)
+    return _reverse_table(table, rows)
 
 
 def check_coords(coords: Tensor) -> None:
@@ -282,6 +280,57 @@ def _enlarged_shape(shape, kernel_size, stride, padding, dilation) -> tuple[int,
             f"{kernel_size} with stride {stride}; use less padding"
         )
     return result
+
+
+# ---------------------------------------------------------------------- operators of torch
+
+
+@torch.library.custom_op("sparse3d::offset_table", mutates_args=())
+def _offset_table(
+    fine: Tensor,
+    coarse: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    sizes = map(tuple, (kernel_size, stride, padding, dilation))
+    return backend.choose(OFFSET_TABLE, fine)(fine, coarse, *sizes)
+
+
+@_offset_table.register_fake
+def _(fine, coarse, kernel_size, stride, padding, dilation):
+    return fine.new_empty(math.prod(kernel_size), coarse.shape[0])  # len would need a number
+
+
+@torch.library.custom_op("sparse3d::reverse_table", mutates_args=())
+def _reverse_table(table: Tensor, rows: int) -> Tensor:
+    return backend.choose(REVERSE_TABLE, table)(table, rows)
+
+
+@_reverse_table.register_fake
+def _(table, rows):
+    return table.new_empty(table.shape[0], rows)
+
+
+@torch.library.custom_op("sparse3d::output_cells", mutates_args=())
+def _cells(
+    coords: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    shape: list[int] | None,
+    up: bool,
+) -> Tensor:
+    sizes = map(tuple, (kernel_size, stride, padding, dilation))
+    run = backend.choose(SPREAD_CELLS if up else REACHED_CELLS, coords)
+    return run(coords, *sizes, shape and tuple(shape))
+
+
+@_cells.register_fake
+def _(coords, kernel_size, stride, padding, dilation, shape, up):
+    return coords.new_empty(torch.library.get_ctx().new_dynamic_size(), coords.shape[1])
 
 
 # ---------------------------------------------------------------------- implementations

@@ -17,6 +17,14 @@ SOURCES = Path(__file__).parent / "csrc"
 # No -march=native: each file picks its instruction set at run time (function target attributes).
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-Wall"]
 
+SANITIZE = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+    "-g",
+    "-O1",
+]
+
 
 def compiler() -> str | None:
     """Path of the C++ compiler ($CXX, else g++, else clang++), or None."""
@@ -25,8 +33,13 @@ def compiler() -> str | None:
 
 
 def extra_flags() -> list[str]:
-    """Flags of $SPARSE3D_CXXFLAGS, for example ``-fsanitize=address``."""
-    return os.environ.get("SPARSE3D_CXXFLAGS", "").split()
+    """Flags of $SPARSE3D_CXXFLAGS, and of the sanitizers if $SPARSE3D_SANITIZE is set and not 0.
+
+    A sanitized library finds reads and writes out of bounds and undefined behaviour, and stops
+    there. It loads only into a process that began with libasan: tools/run_sanitized.sh does that.
+    """
+    sanitize = os.environ.get("SPARSE3D_SANITIZE", "0") not in ("", "0")
+    return os.environ.get("SPARSE3D_CXXFLAGS", "").split() + (SANITIZE if sanitize else [])
 
 
 def _digest(files: list[Path], extra: list[str]) -> str:

@@ -58,7 +58,6 @@ def _native(qkv, position, position_index, order, offsets, heads):
         return _native(qkv.float(), position, position_index, order, offsets, heads).bfloat16()
     if qkv.dtype == torch.float64 or qkv.shape[1] // 3 // heads > _MOST_PER_HEAD:
         return reference.set_attention(qkv, position, position_index, order, offsets, heads)
-    _check_sets(len(qkv), len(position), position_index, order, offsets)
     index = (position_index, order, offsets)
     return _attention(qkv.float(), position.float(), *index, heads)[0].to(qkv.dtype)
 
@@ -73,6 +72,7 @@ def _attention(
     heads: int,
 ) -> tuple[Tensor, Tensor]:
     rows, channels = len(qkv), qkv.shape[1] // 3
+    _check_sets(rows, len(position), position_index, order, offsets)
     out, norms = qkv.new_empty(rows, channels), qkv.new_empty(rows, 2, heads)
     index = (position_index.contiguous(), order.contiguous(), offsets.contiguous())
     sizes = (len(offsets) - 1, channels, heads)

@@ -47,13 +47,12 @@ def voxelize(
             f"batch_index has shape {tuple(batch_index.shape)} and type {batch_index.dtype}; one "
             f"integer per point, ({len(points)},), is needed"
         )
-    voxel_size, origin = tuple(voxel_size), tuple(origin)
-    return backend.choose(_VOXELIZE, points)(points, batch_index, voxel_size, origin, shape)
+    return _voxelize(points, batch_index, voxel_size, origin, shape)
 
 
 def unique_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     """The different ``keys`` [P] int64 (0 or more), ascending, and the place [P] of each there."""
-    return backend.choose(_UNIQUE, keys)(keys)
+    return _unique_keys(keys)
 
 
 def segment_reduce(values: Tensor, index: Tensor, segments: int, reduce: str) -> Tensor:
@@ -306,6 +305,38 @@ def _native_order(values, index, segments):
     sizes = (*values.shape, segments)
     found = native.call("s3d_canonical_order", values, index, *sizes, order, native.threads())
     return order[:found]
+
+
+# ---------------------------------------------------------------------- operators of torch
+
+
+@torch.library.custom_op("sparse3d::voxelize", mutates_args=())
+def _voxelize(
+    points: Tensor,
+    batch_index: Tensor,
+    voxel_size: list[float],
+    origin: list[float],
+    shape: list[int] | None,
+) -> tuple[Tensor, Tensor]:
+    run = backend.choose(_VOXELIZE, points)
+    return run(points, batch_index, tuple(voxel_size), tuple(origin), shape and tuple(shape))
+
+
+@_voxelize.register_fake
+def _(points, batch_index, voxel_size, origin, shape):
+    size = (torch.library.get_ctx().new_dynamic_size(), 1 + len(voxel_size))
+    rows = points.new_empty(points.shape[0], dtype=torch.int64)
+    return points.new_empty(size, dtype=torch.int32), rows
+
+
+@torch.library.custom_op("sparse3d::unique_keys", mutates_args=())
+def _unique_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    return backend.choose(_UNIQUE, keys)(keys)
+
+
+@_unique_keys.register_fake
+def _(keys):
+    return keys.new_empty(torch.library.get_ctx().new_dynamic_size()), torch.empty_like(keys)
 
 
 # ---------------------------------------------------------------------- gradients

@@ -78,9 +78,7 @@ def window_sets(
     if window[2] == shape[2]:
         shift = (shift[0], shift[1], 0)
     windows = tuple(-(-cells // edge) + 1 for cells, edge in zip(shape, window))
-    window_index, inside, order, offsets = backend.choose(_PARTITION, coords)(
-        coords, windows, tuple(window), tuple(shift), set_size
-    )
+    window_index, inside, order, offsets = _partition(coords, windows, window, shift, set_size)
     return WindowSets(order, offsets, window_index, inside, set_size)
 
 
@@ -120,12 +118,30 @@ def _check_cells(coords: Tensor) -> None:
             f"coords are {coords.dtype} of shape {tuple(coords.shape)}; integers [N, 4] (batch, x, "
             "y, z) are needed"
         )
+    if torch.compiler.is_compiling():  # a compiled program takes the values on trust
+        return
     if len(coords) and coords.amin() < 0:
         row = int((coords < 0).any(1).nonzero()[0])
         raise ValueError(
             f"row {row} of coords is {tuple(coords[row].tolist())}; windows begin at cell 0: drop "
             "rows outside the grid"
         )
+
+
+@torch.library.custom_op("sparse3d::window_partition", mutates_args=())
+def _partition(
+    coords: Tensor, windows: list[int], size: list[int], shift: list[int], set_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    run = backend.choose(_PARTITION, coords)
+    return run(coords, tuple(windows), tuple(size), tuple(shift), set_size)
+
+
+@_partition.register_fake
+def _(coords, windows, size, shift, set_size):
+    rows, sets = coords.shape[0], torch.library.get_ctx().new_dynamic_size()
+    numbers = [(rows,), (2, rows), (sets,)]
+    index, order, offsets = (coords.new_empty(n, dtype=torch.int64) for n in numbers)
+    return index, coords.new_empty((rows, 3), dtype=torch.int32), order, offsets
 
 
 def _native_partition(coords, windows, size, shift, set_size):

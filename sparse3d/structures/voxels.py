@@ -105,12 +105,13 @@ class SparseVoxels:
         coords, point_to_voxel = voxelize(
             points[:, :dims], batch_index, grid.voxel_size, grid.origin, grid.shape
         )
-        if len(coords) and int(coords[-1, 0]) >= batch_size:  # rows ascend by batch
+        checked = not torch.compiler.is_compiling()  # a compiled program takes values on trust
+        if checked and len(coords) and int(coords[-1, 0]) >= batch_size:  # rows ascend by batch
             raise ValueError(
                 f"batch_index goes up to {int(coords[-1, 0])} but batch_size is {batch_size}"
             )
         values = segment_reduce(
-            points if features is None else features, point_to_voxel, len(coords), reduce
+            points if features is None else features, point_to_voxel, coords.shape[0], reduce
         )
         voxels = cls(values, coords, grid, batch_size, (1,) * dims, grid.shape)
         return voxels, point_to_voxel
@@ -407,7 +408,7 @@ class SparseVoxels:
 
 def _check_shapes(features: Tensor, coords: Tensor) -> None:
     """Refuses features and coords that are not [N, C] and [N, 1+D]."""
-    if features.dim() != 2 or coords.dim() != 2 or len(features) != len(coords):
+    if features.dim() != 2 or coords.dim() != 2 or features.shape[0] != coords.shape[0]:
         raise ValueError(
             f"features have {len(features)} rows but coords have {len(coords)} (shapes "
             f"{tuple(features.shape)} and {tuple(coords.shape)}); [N, C] and [N, 1+D] are needed"
