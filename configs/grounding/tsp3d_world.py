@@ -34,7 +34,7 @@ model = dict(
     teacher=dict(type="ObjectTeacher", class_names={{_base_.class_names}}),
 )
 
-train_cfg = dict(max_epochs=20, val_interval=5)
+train_cfg = dict(max_epochs=5, val_interval=5)
 optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=0.002, weight_decay=0.01), clip_grad=dict(max_norm=5)
 )

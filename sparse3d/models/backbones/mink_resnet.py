@@ -11,7 +11,14 @@ from torch import nn
 from sparse3d.registry import MODELS
 from sparse3d.structures import SparseVoxels
 
-from ..layers import StridedConv, SubMConv, VoxelBatchNorm, VoxelPool, VoxelSequential, voxel_relu
+from ..layers import (
+    StridedConv,
+    SubMConv,
+    VoxelBatchNorm,
+    VoxelPool,
+    VoxelSequential,
+    conv_norm,
+)
 
 DEPTHS = {14: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Blocks of each stage by the name that the published networks have."""
@@ -32,10 +39,9 @@ class MinkBlock(nn.Module):
             self.downsample = VoxelSequential(shortcut, VoxelBatchNorm(out_channels))
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        hidden = self.norm1(self.conv1(voxels), relu=True)
-        hidden = self.norm2(self.conv2(hidden))
+        hidden = conv_norm(self.conv1, self.norm1, voxels, relu=True)
         shortcut = voxels if self.downsample is None else self.downsample(voxels)
-        return voxel_relu(hidden.replace(hidden.features + shortcut.features))
+        return conv_norm(self.conv2, self.norm2, hidden, True, shortcut.features)
 
 
 @MODELS.register_module()
@@ -98,7 +104,7 @@ class MinkResNet(nn.Module):
 
     def forward(self, voxels: SparseVoxels) -> list[SparseVoxels]:
         """The stages, finest first."""
-        voxels = self.norm1(self.conv1(voxels), relu=True)
+        voxels = conv_norm(self.conv1, self.norm1, voxels, relu=True)
         if self.pool is not None:
             voxels = self.pool(voxels)
         stages = []
