@@ -50,7 +50,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     build.add_argument("--views", type=int, help="evenly chosen mapping pictures (all)")
     build.add_argument("--landmarks", type=int, default=1500, help="at most (1500)")
     build.add_argument("--rank", type=int, default=64, help="numbers per descriptor (64)")
-    build.add_argument("--plain", action="store_true", help="mean descriptors, no volumes")
+    build.add_argument(
+        "--kind",
+        choices=("volumes", "mean", "frames"),
+        default="volumes",
+        help="volumes; or a baseline: one mean descriptor per landmark, or one per observation",
+    )
     build.add_argument("--features", default="rootsift", help="kind of features (rootsift)")
     build.add_argument("--storage", choices=STORAGE, default="float32")
     build.add_argument(
@@ -72,6 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     evaluate.add_argument("data")
     evaluate.add_argument("--degrade", action="store_true", help="blur, darken and add noise")
     evaluate.add_argument("--no-render", action="store_true", help="match mean descriptors")
+    evaluate.add_argument("--once", action="store_true", help="match once, without a second look")
+    evaluate.add_argument("--retrieval", type=int, default=0, help="most alike pictures to match")
     evaluate.add_argument("--out", type=Path, help="a json file for the numbers")
     info = commands.add_parser("info", help="what a map holds")
     info.add_argument("map")
@@ -135,7 +142,8 @@ def build(args: argparse.Namespace) -> None:
     """Build and write."""
     data = open_data(args.data, "train", args.format, args.views)
     extractor = make_extractor(args.features, args.weights)
-    settings = BuildSettings(args.landmarks, args.rank, not args.plain)
+    kinds = {"volumes": args.kind == "volumes", "frames": args.kind == "frames"}
+    settings = BuildSettings(args.landmarks, args.rank, **kinds)
     truth = getattr(data, "ground_truth", "") or f"{data.name} model"
     started = time.time()
     about = {"data": data.name, "ground_truth": truth}
@@ -207,7 +215,8 @@ def degraded(image: np.ndarray, seed: int) -> np.ndarray:
 def evaluate(args: argparse.Namespace) -> None:
     """All queries."""
     locate = Relocalizer.load(args.map, args.weights)
-    locate.settings = QuerySettings(render=not args.no_render)
+    options = {"radii": ()} if args.once else {}
+    locate.settings = QuerySettings(render=not args.no_render, retrieval=args.retrieval, **options)
     data = open_data(args.data, "test", args.format)
     truth = getattr(data, "ground_truth", "") or f"{data.name} model"
     mapped = locate.place.meta.get("ground_truth", truth)

@@ -15,11 +15,17 @@ from .relocalization.features import Features, gray, make_extractor
 from .relocalization.landmarks import LandmarkMap
 from .relocalization.lens import Intrinsics
 from .relocalization.map_file import load_map
-from .relocalization.matching import Matches, match_all, match_near, mutual, visible
+from .relocalization.matching import Expected, Matches, expect, match_all, match_near
 from .relocalization.pose import LEAST, Pose, refine_pose, solve_pose
 from .relocalization.tracking import check_poses
 from .relocalization.uncertainty import pose_set
 
+WIDE = 160.0
+"""Pixels around a landmark's place searched from a prior."""
+AGREE = 0.6
+"""Share of ``QuerySettings.error`` within which matches agree with a refined pose."""
+SAME_VIEW = 0.03
+"""Radians by which views of a landmark may differ without being rendered again."""
 FLAT = 2.0
 """Standard deviation of grey values below which a picture shows nothing."""
 
@@ -33,6 +39,7 @@ class QuerySettings:
         radii: pixels around each landmark's expected place searched in each round.
         near: similarity of matches found near their place.
         render: render descriptors for the view; else take each landmark's mean.
+        retrieval: first match only what so many most alike mapping pictures saw; 0: all.
         least_score: a pose of a lower score is refused.
     """
 
@@ -40,6 +47,7 @@ class QuerySettings:
     radii: tuple[float, ...] = (40.0, 15.0, 8.0)
     near: float = 0.6
     render: bool = True
+    retrieval: int = 0
     least_score: float = 0.3
 
 
@@ -142,12 +150,14 @@ class Relocalizer:
         pixels = lens.straighten(features.points)
         K = torch.from_numpy(lens.K)
         error = self.settings.error * self._magnified(lens)
-        query = _Query(features, pixels, K, lens.size, error)
+        flat = self.place.flatten(features.descriptors)
+        looks = _Looks(self.place, self.settings.render)
+        query = _Query(features, flat, pixels, K, lens.size, error, looks)
         pose = None
         if prior is not None:
             prior = torch.as_tensor(prior).double().reshape(4, 4)
             check_poses(prior[None], ["the prior"])
-            pose = self._near(query, prior.numpy(), 4 * self.settings.radii[0], fresh=True)
+            pose = self._near(query, prior.numpy(), WIDE, fresh=True)
             pose = pose and self._refined(query, pose)
         if pose is None or self._score(query, pose)[0] < self.settings.least_score:
             found = self._anywhere(query)
@@ -169,6 +179,10 @@ class Relocalizer:
     def _anywhere(self, query: "_Query") -> Pose | None:
         rows = torch.arange(len(self.place))
         similarity = self.extractor.similarity
+        if self.settings.retrieval:
+            count = self.settings.retrieval
+            alike = retrieve(self.place, query.features, similarity, count)
+            rows = self.place.seen[alike].any(0).nonzero()[:, 0]
         matches = match_all(self.place, query.features, similarity, rows)
         return solve_pose(*self._pairs(query, matches), query.K.numpy(), query.error)
 
@@ -180,59 +194,50 @@ class Relocalizer:
         return pose
 
     def _near(self, query: "_Query", world_to_cam, radius: float, fresh: bool) -> Pose | None:
-        matches = self._matches(query, world_to_cam, radius)
+        radius = radius * query.error / self.settings.error
+        matches = self._matches(query, self._expected(query, world_to_cam, radius), radius)
         pairs = self._pairs(query, matches)
         if fresh:
             return solve_pose(*pairs, query.K.numpy(), query.error)
-        return refine_pose(*pairs, query.K.numpy(), world_to_cam, 0.6 * query.error)
+        return refine_pose(*pairs, query.K.numpy(), world_to_cam, AGREE * query.error)
 
-    def _matches(self, query: "_Query", world_to_cam, radius: float) -> Matches:
-        return match_near(
-            self.place,
-            query.features,
-            query.pixels,
-            query.K,
-            torch.from_numpy(world_to_cam),
-            query.size,
-            radius * query.error / self.settings.error,
-            self.settings.near,
-            self.extractor.covariant,
-            self.settings.render,
-        )
+    def _expected(self, query: "_Query", world_to_cam, margin: float) -> Expected:
+        pose = torch.from_numpy(world_to_cam)
+        return expect(self.place, query.K, pose, query.size, margin, query.looks.codes)
+
+    def _matches(self, query: "_Query", expected: Expected, radius: float, shift=None) -> Matches:
+        points = query.pixels if shift is None else query.pixels + shift
+        kind = self.extractor.covariant
+        given = (expected, query.features, query.flat, points, radius, self.settings.near, kind)
+        return match_near(self.place, *given)
 
     def _pairs(self, query: "_Query", matches: Matches) -> tuple[np.ndarray, np.ndarray]:
         points = self.place.positions[matches.landmarks]
         return query.pixels[matches.keypoints].double().numpy(), points.double().numpy()
 
-    def _score(self, query: "_Query", pose: Pose) -> tuple[float, int, Matches]:
-        """Score, inliers and their matches: how many more agree than key points of elsewhere would.
+    def _score(self, query: "_Query", pose: Pose) -> tuple[float, Matches]:
+        """How many more key points agree than those of another place would, and which do.
 
-        Chance is measured on the picture: key points moved by 60 pixels find what they find.
+        Only matches count that would do anywhere in the picture: the pose was chosen for the
+        others. Chance is measured on the picture: key points moved far away find what they find.
         """
-        matches = self._matches(query, pose.world_to_cam, self.settings.radii[-1])
-        kept = self._agreeing(query, pose, matches)
-        matches = Matches(
-            *(x[kept] for x in (matches.keypoints, matches.landmarks, matches.similarity))
-        )
-        chance = []
-        for x, y in ((60, 0), (0, 60), (-60, 0), (0, -60)):
-            shift = query.pixels.new_tensor([x, y]) * query.error / self.settings.error
-            moved = _Query(query.features, query.pixels + shift, query.K, query.size, query.error)
-            found = self._matches(moved, pose.world_to_cam, self.settings.radii[-1])
-            chance.append(int(self._agreeing(moved, pose, found).sum()))
-        mean = sum(chance) / len(chance)
-        likely = mean + 3 * math.sqrt(mean + 1)
-        return max(1 - likely / max(len(matches), 1), 0.0), len(matches), matches
-
-    def _agreeing(self, query: "_Query", pose: Pose, matches: Matches) -> Tensor:
-        matrix = query.K @ torch.from_numpy(pose.world_to_cam)[:3]
-        points = self.place.positions[matches.landmarks].double()
-        local = points @ matrix[:, :3].T + matrix[:, 3]
-        off = local[:, :2] / local[:, 2:] - query.pixels[matches.keypoints]
-        return off.norm(dim=1) < 0.6 * query.error
+        least = self.extractor.similarity
+        scale = query.error / self.settings.error
+        radius = AGREE * query.error
+        expected = self._expected(query, pose.world_to_cam, radius)
+        matches = self._matches(query, expected, radius)
+        chance = 0.0
+        for x, y in ((60, 40), (-40, -60)):
+            shift = query.pixels.new_tensor([x, y]) * scale
+            found = self._matches(query, expected, radius, shift)
+            chance += float((found.similarity >= least).sum()) / 2
+        likely = chance + 3 * math.sqrt(chance + 1)
+        strong = int((matches.similarity >= least).sum())
+        return max(1 - likely / max(strong, 1), 0.0), matches
 
     def _answer(self, query: "_Query", pose: Pose) -> Localization:
-        score, inliers, matches = self._score(query, pose)
+        score, matches = self._score(query, pose)
+        inliers = len(matches)
         if score < self.settings.least_score:
             reason = (
                 f"{inliers} key points agree on the best pose, hardly more than chance gives in "
@@ -252,15 +257,47 @@ class Relocalizer:
         )
 
 
+class _Looks:
+    """Codes of landmarks, rendered again only where the camera has moved too far."""
+
+    def __init__(self, place: LandmarkMap, render: bool):
+        self.place = place
+        self.render = render and place.renders
+        self.center: Tensor | None = None
+        self.known = torch.zeros(len(place), dtype=torch.bool)
+        self.table = torch.zeros(len(place) if self.render else 0, place.rank)
+
+    def codes(self, rows: Tensor, center: Tensor) -> Tensor:
+        """[K, r] codes of ``rows`` [K] seen from ``center`` [3]."""
+        if not self.render:
+            return self.place.base[rows]
+        if self.center is None or self._moved(rows, center):
+            self.center = center
+            self.known = torch.zeros_like(self.known)
+        new = rows[~self.known[rows]]
+        if len(new):
+            self.table[new] = self.place.render(new, self.center)
+            self.known[new] = True
+        return self.table[rows]
+
+    def _moved(self, rows: Tensor, center: Tensor) -> bool:
+        if not len(rows):
+            return False
+        distance = (self.place.positions[rows] - center.float()).norm(dim=1).median()
+        return bool((center - self.center).norm() > SAME_VIEW * distance)
+
+
 @dataclass(frozen=True, eq=False)
 class _Query:
     """One picture's features, in the form every step needs."""
 
     features: Features
+    flat: tuple[Tensor, Tensor]
     pixels: Tensor
     K: Tensor
     size: tuple[int, int]
     error: float
+    looks: _Looks
 
 
 def retrieve(place: LandmarkMap, features: Features, least: float, count: int = 1) -> list[int]:
@@ -281,7 +318,5 @@ __all__ = [
     "Localization",
     "QuerySettings",
     "Relocalizer",
-    "mutual",
     "retrieve",
-    "visible",
 ]

@@ -30,6 +30,7 @@ class BuildSettings:
         landmarks: at most so many, chosen so that every picture sees enough.
         rank: numbers per descriptor.
         volumes: train a volume per landmark; else it looks alike from everywhere.
+        frames: keep every observation by itself instead; a baseline.
         patch: edge of a landmark's box in pixels of its closest picture.
         pixels: largest reprojection error of an observation.
         least_angle: radians under which a landmark's views must differ.
@@ -39,6 +40,7 @@ class BuildSettings:
     landmarks: int = 1500
     rank: int = 64
     volumes: bool = True
+    frames: bool = False
     patch: float = 7.0
     pixels: float = 2.5
     least_angle: float = 0.026
@@ -192,9 +194,29 @@ def make_map(
         seen=table,
         meta={"focal": float(focal.mean()), "build": asdict(settings), **meta},
     )
+    if settings.frames:
+        return frames_map(place, seen)
     if not settings.volumes:
         return place
     return with_volumes(place, seen, centers.float(), codes, settings.schedule, report)
+
+
+def frames_map(place: LandmarkMap, seen: Observations) -> LandmarkMap:
+    """A map in which every observation is a landmark of its own picture.
+
+    With retrieval (``QuerySettings.retrieval``) this is matching against the descriptors of the
+    most alike mapping pictures, as structure-based localization is usually done.
+
+    Args:
+        place: of the same landmarks, in the same order.
+        seen: their observations.
+    """
+    landmark, number = seen.present.nonzero().unbind(1)
+    codes = (seen.descriptors[landmark, number] - place.offset) @ place.basis.T
+    table = torch.zeros(len(place.frames), len(landmark), dtype=torch.bool)
+    table[seen.views[landmark, number], torch.arange(len(landmark))] = True
+    flat = place.without_volumes().select(landmark)
+    return replace(flat, base=codes, seen=table, meta=place.meta | {"kind": "frames"})
 
 
 def with_volumes(

@@ -107,13 +107,24 @@ class LandmarkMap:
 
     def similarity(self, descriptors: Tensor, codes: Tensor) -> Tensor:
         """[N, K] cosines of unit ``descriptors`` [N, C] and ``codes`` [K, r], in r dimensions."""
+        flat, level = self.flatten(descriptors)
+        return (level[:, None] + flat @ codes.T) / self._lengths(codes)
+
+    def flatten(self, descriptors: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, r] and [N], all that ``similarity`` needs of ``descriptors`` [N, C]."""
+        return descriptors @ self.basis.T, descriptors @ self.offset
+
+    def pair_similarity(self, flat: tuple[Tensor, Tensor], codes, rows, columns) -> Tensor:
+        """[P] entries (rows, columns) of ``similarity`` of flattened descriptors."""
+        products = (flat[0][rows] * codes[columns]).sum(1) + flat[1][rows]
+        return products / self._lengths(codes)[columns]
+
+    def _lengths(self, codes: Tensor) -> Tensor:
         length = self.offset.square().sum() + 2 * (codes @ (self.basis @ self.offset))
-        length = (length + codes.square().sum(1)).clamp(min=1e-12).sqrt()
-        flat = descriptors @ self.basis.T
-        return ((descriptors @ self.offset)[:, None] + flat @ codes.T) / length
+        return (length + codes.square().sum(1)).clamp(min=1e-12).sqrt()
 
     def select(self, rows: Tensor) -> "LandmarkMap":
-        """The map of landmarks ``rows`` [K] int64, in that order."""
+        """The map of landmarks ``rows`` [K] int64, in that order; repeated ones have no volumes."""
         names = ("positions", "half", "tangents", "sizes", "base")
         parts = {name: getattr(self, name)[rows] for name in names}
         number = torch.full((len(self),), -1)

@@ -83,13 +83,18 @@ class Intrinsics:
         """Pixels [N, 2] where a pinhole of the same K would see ``points`` [N, 2]."""
         if not self.distortion or not len(points):
             return points
-        flat = points.double().numpy()[:, None]
-        found = cv2.undistortPointsIter(
-            flat,
-            self.K,
-            np.array(self.distortion),
-            None,
-            self.K,
-            (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-9),
-        )
-        return torch.from_numpy(found[:, 0]).to(points.dtype)
+        target = points.double().numpy()
+        found = target.copy()
+        for _ in range(60):
+            step = target - self.bend(found)
+            found = found + step
+            if np.abs(step).max() < 1e-6:
+                break
+        return torch.from_numpy(found).to(points.dtype)
+
+    def bend(self, points: np.ndarray) -> np.ndarray:
+        """Pixels [N, 2] where the lens shows what a pinhole sees at ``points`` [N, 2]."""
+        ones = np.ones((len(points), 1))
+        rays = np.concatenate([points, ones], 1) @ np.linalg.inv(self.K).T
+        lens = np.array(self.distortion)
+        return cv2.projectPoints(rays, np.zeros(3), np.zeros(3), self.K, lens)[0].reshape(-1, 2)
