@@ -55,7 +55,7 @@ def spconv_kernel(weight, layout, size):
 
 def published_state(model, layout="spconv2"):
     """What OpenPCDet would have saved of ``model``; our names below the roles are its own."""
-    roles = {part: role for role, part in PARTS.items()}
+    roles = {part: role for role, part in reversed(PARTS.items())}  # a detector's come first
     state = {}
     kernels = {
         f"{name}.weight": part.kernel_size[::-1]
