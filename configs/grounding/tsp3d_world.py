@@ -27,6 +27,7 @@ model = dict(
         attended=(400, 320),
         completion_limit=400,
         keep_most=(500, 400),
+        keep_limits=(100, 150),
         cut_first=True,
         dense_boxes=True,
         matching=True,

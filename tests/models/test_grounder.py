@@ -147,6 +147,13 @@ def test_where_everything_is_pruned_the_best_voxels_stay():
     assert all(len(found) == 1 for found in net(batch, "predict"))
 
 
+def test_no_more_stay_than_may():
+    net = model(thresholds=(-1.0, -1.0), keep_limits=(20, 10)).eval()
+    raw = net(Batch([scene(), scene(seed=1)]), "tensor")
+    assert torch.bincount(raw.remaining[2].batch_index).tolist() == [10, 10]
+    assert torch.bincount(raw.remaining[1].batch_index).tolist() == [20, 20]
+
+
 def test_without_pruning_everything_stays_and_completion_adds_what_is_missing():
     net = model(prune=False, completion_threshold=-1.0).eval()
     raw = net(Batch([scene()]), "tensor")

@@ -70,6 +70,8 @@ class TSP3DHead(nn.Module):
         heads, hidden, dropout, layers: of the encoders.
         thresholds: keep score above which a voxel of level 1 and of level 2 stays at test.
         completion_threshold: score above which a missing voxel of level 0 is added.
+        keep_limits: most voxels of level 1 and of level 2 per scene that stay at test, the best
+            ones; None: all above the threshold, as published, however large the scene.
         fallback: best voxels of a scene that stay where none passes (published: a crash).
         attended: voxels of level 1 and of level 2 that enter their encoders in training.
         completion_limit: voxels of level 0 per scene that the completion looks at: in training
@@ -105,6 +107,7 @@ class TSP3DHead(nn.Module):
         layers: int = 2,
         thresholds: tuple[float, float] = (0.3, 0.7),
         completion_threshold: float = 0.15,
+        keep_limits: tuple[int | None, int | None] = (None, None),
         fallback: int = 1,
         attended: tuple[int, int] = (3200, 320),
         completion_limit: int = 2400,
@@ -128,7 +131,7 @@ class TSP3DHead(nn.Module):
         self.grid = grid
         self.learns_classes = False
         self.thresholds, self.completion_threshold = tuple(thresholds), completion_threshold
-        self.fallback, self.prune = fallback, prune
+        self.keep_limits, self.fallback, self.prune = tuple(keep_limits), fallback, prune
         self.attended, self.completion_limit = tuple(attended), completion_limit
         self.keep_most, self.keep_cells = tuple(keep_most), tuple(keep_cells)
         self.nearest, self.padding_in_norm = nearest, padding_in_norm
@@ -236,6 +239,8 @@ class TSP3DHead(nn.Module):
         """Mask [N] of what stays at test; of a scene where nothing does, its best voxels."""
         voxels = judged.voxels
         kept = 1 - judged.logits.sigmoid() > self.thresholds[level - 1]
+        if (limit := self.keep_limits[level - 1]) is not None:
+            kept = kept & voxels.best(-judged.logits, limit)
         alive = torch.bincount(voxels.batch_index[kept], minlength=voxels.batch_size) > 0
         return kept | (voxels.best(-judged.logits, self.fallback) & ~alive[voxels.batch_index])
 
