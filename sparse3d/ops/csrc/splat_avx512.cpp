@@ -65,9 +65,21 @@ struct V {
                  (uint64_t)_mm512_test_epi16_mask(high, one) << 32;
     }
   }
+  static __m256 halves(F v) {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  }
+  // sums[k] += the sum of the lanes of v[k]
   template <int N>
   static void add_sums(const F* v, float* sums) {
-    for (int k = 0; k < N; k++) sums[k] += _mm512_reduce_add_ps(v[k]);
+    int k = 0;
+    for (; k + 4 <= N; k += 4) {
+      const __m256 a = _mm256_hadd_ps(halves(v[k]), halves(v[k + 1]));
+      const __m256 b = _mm256_hadd_ps(halves(v[k + 2]), halves(v[k + 3]));
+      const __m256 c = _mm256_hadd_ps(a, b);
+      const __m128 sum = _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
+      _mm_storeu_ps(sums + k, _mm_add_ps(_mm_loadu_ps(sums + k), sum));
+    }
+    for (; k < N; k++) sums[k] += _mm512_reduce_add_ps(v[k]);
   }
 };
 }  // namespace

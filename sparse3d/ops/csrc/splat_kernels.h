@@ -18,6 +18,7 @@ using I = V::I;
 using M = V::M;
 
 constexpr int CHUNK = 64;      // list entries whose reach is found at a time
+constexpr int AHEAD = 12;       // entries: their Gaussians lie anywhere in memory
 constexpr float SLACK = 0.02f;  // of the reach, in powers of two: far above the rounding errors
 
 struct Cell {
@@ -73,6 +74,11 @@ inline uint32_t reach(const float* r, F left, F top) {
   const F side = V::fma(V::fma(a, x, V::mul(b, v)), x, V::mul(V::mul(c, v), v));
   const F edge = V::fma(V::fma(a, u, V::mul(b, y)), u, V::mul(V::mul(c, y), y));
   return V::bits(V::le(V::min(side, edge), V::set(r[5] - SPLAT_LOG_MIN + SLACK)));
+}
+
+inline void prefetch(const SplatCall& q, int64_t row) {
+  __builtin_prefetch(q.records + SPLAT_RECORD * row);
+  __builtin_prefetch(q.colors + q.channels * row);
 }
 
 // The blocks' first pixel centres.
@@ -168,7 +174,7 @@ void forward_tile(const SplatCall& q, int64_t tile, float* scratch) {
       const int32_t* ids = q.ids + first;
       alignas(64) uint16_t hit[CHUNK] = {};
       for (int e = 0; e < n; e++) {
-        if (first + e + 8 < end) __builtin_prefetch(q.records + SPLAT_RECORD * ids[e + 8]);
+        if (first + e + AHEAD < end) prefetch(q, ids[e + AHEAD]);
         hit[e] = (uint16_t)(reach(q.records + SPLAT_RECORD * ids[e], left, top) & blocks);
       }
       uint64_t lists[16];
@@ -192,6 +198,7 @@ void forward_tile(const SplatCall& q, int64_t tile, float* scratch) {
 // all behind it give (colors and background, times the light that reaches them).
 struct Blocks {
   float *light, *behind, *cotangent;  // [16][16], [16][16], [16][channels][16]
+  F x[16], y[16];                     // pixel centres
   int32_t *last, most[16];            // [16][16], and the largest of each block
 };
 
@@ -204,6 +211,8 @@ inline int32_t load_blocks(const SplatCall& q, const Cell& cell, Blocks& s) {
   int32_t all = 0;
   for (int b = 0; b < 16; b++) {
     s.most[b] = 0;
+    s.x[b] = V::add(V::set((float)(cell.x + b % 4 * 4) + 0.5f), V::column());
+    s.y[b] = V::add(V::set((float)(cell.y + b / 4 * 4) + 0.5f), V::row());
     for_pixels(q, cell, b, [&](int lane, int64_t pixel) {
       const int at = 16 * b + lane;
       const float* g = q.grad_image + pixel * q.channels;
@@ -225,9 +234,8 @@ inline int32_t load_blocks(const SplatCall& q, const Cell& cell, Blocks& s) {
 // Adds to `sums` what one Gaussian, number `number` of the list, gets from the blocks `bits`.
 template <int D, bool ABS>
 inline void gather(const SplatCall& q, const float* r, const float* c, uint32_t bits, int32_t number,
-                   F px0, F py0, Blocks& s, float* colors, float* sums) {
+                   Blocks& s, float* colors, float* sums) {
   constexpr int R = D ? D : 1;
-  constexpr int N = ABS ? 8 : 6;
   const int64_t channels = D ? D : q.channels;
   F v[8 + R];
   for (int k = 0; k < 8 + R; k++) v[k] = V::set(0.f);
@@ -237,8 +245,7 @@ inline void gather(const SplatCall& q, const float* r, const float* c, uint32_t 
     bits &= bits - 1;
     float *light = s.light + 16 * b, *behind = s.behind + 16 * b;
     const float* g = s.cotangent + 16 * channels * b;
-    const F dx = V::sub(V::set(r[0] - (float)(b % 4 * 4)), px0);
-    const F dy = V::sub(V::set(r[1] - (float)(b / 4 * 4)), py0);
+    const F dx = V::sub(V::set(r[0]), s.x[b]), dy = V::sub(V::set(r[1]), s.y[b]);
     M counts;
     const F raw = exponent(r, dx, dy, V::reaches(s.last + 16 * b, number), counts);
     const F alpha = V::keep(counts, V::min(raw, V::set(SPLAT_ALPHA_MAX)));
@@ -264,14 +271,12 @@ inline void gather(const SplatCall& q, const float* r, const float* c, uint32_t 
       v[7] = V::add(v[7], V::abs(V::fma(m, sx, V::mul(d, sy))));
     }
   }
-  V::add_sums<N>(v, sums);
-  if (D)
-    V::add_sums<R>(v + 8, sums + SPLAT_MOMENTS);
-  else
-    for (int64_t k = 0; k < channels; k++) {
-      const F one = V::load(colors + 16 * k);
-      V::add_sums<1>(&one, sums + SPLAT_MOMENTS + k);
-    }
+  if (D) return V::add_sums<SPLAT_MOMENTS + R>(v, sums);
+  V::add_sums<SPLAT_MOMENTS>(v, sums);
+  for (int64_t k = 0; k < channels; k++) {
+    const F one = V::load(colors + 16 * k);
+    V::add_sums<1>(&one, sums + SPLAT_MOMENTS + k);
+  }
 }
 
 template <int D, bool ABS>
@@ -284,21 +289,19 @@ void gradient_tile(const SplatCall& q, int64_t tile, float* scratch, float* sums
     const int32_t count = load_blocks(q, cell, s);
     float* colors = cell.acc + 256 * (1 + channels);
     const F left = block_left(cell), top = block_top(cell);
-    const F px0 = V::add(V::set((float)cell.x + 0.5f), V::column());
-    const F py0 = V::add(V::set((float)cell.y + 0.5f), V::row());
     for (int32_t first = (count - 1) / CHUNK * CHUNK; count && first >= 0; first -= CHUNK) {
       const int n = std::min(CHUNK, count - first);
       const int32_t* ids = q.ids + begin + first;
       uint16_t hit[CHUNK];
       for (int e = n - 1; e >= 0; e--) {
-        if (first + e >= 8) __builtin_prefetch(q.records + SPLAT_RECORD * ids[e - 8]);
+        if (first + e >= AHEAD) prefetch(q, ids[e - AHEAD]);
         hit[e] = (uint16_t)(reach(q.records + SPLAT_RECORD * ids[e], left, top) &
                             V::bits(V::reaches(s.most, first + e + 1)));
       }
       for (int e = n - 1; e >= 0; e--)
         if (hit[e])
           gather<D, ABS>(q, q.records + SPLAT_RECORD * ids[e], q.colors + channels * ids[e], hit[e],
-                         first + e + 1, px0, py0, s, colors, sums + (first + e) * q.stride());
+                         first + e + 1, s, colors, sums + (first + e) * q.stride());
     }
   });
 }
