@@ -8,14 +8,17 @@ is the same convolution with the reversed table and transposed weights.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import backend, native
 from .kernel_map import check_table, refuse_rows
-from .pairs import PairLists, cpu_level, pair_lists, tile_lists
+from .pairs import LEVELS, PairLists, cpu_level, pair_lists, tile_lists
 from .reference import conv as reference
 
 NO_FINISH = (None, None, None, 0)
+AVX512_BF16 = 4  # as the kernels number instruction sets
+AMX = 2  # as s3d_conv_bf16_available says
 
 
 def sparse_conv(
@@ -274,6 +277,21 @@ def _native_conv(
         return _bf16_conv(features, weight, bias, table, groups, reverse, transposed, finish)
     if features.dtype != torch.float32:
         return _reference_conv(features, weight, bias, table, groups, reverse, transposed)
+    given = (features, weight, bias, table, groups, reverse, transposed, finish)
+    return _call_conv(*given, cpu_level())
+
+
+def _call_conv(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    groups: int,
+    reverse: Tensor | None,
+    transposed: bool,
+    finish: tuple,
+    level: int,
+) -> Tensor:
     pairs = _pairs(table, reverse, features)
     bias = None if bias is None else bias.contiguous()
     inputs = features.shape[1] // groups
@@ -281,7 +299,7 @@ def _native_conv(
     out = features.new_empty(table.shape[1], outputs * groups)
     sizes = (table.shape[1], len(table), groups, inputs, outputs)
     given = (features, weight, int(transposed), bias, *finish, *pairs.arguments(), *sizes)
-    native.call("s3d_sparse_conv", *given, out, cpu_level(), native.threads())
+    native.call("s3d_sparse_conv", *given, out, level, native.threads())
     return out
 
 
@@ -349,10 +367,16 @@ def _bf16_conv(
     finish: tuple,
 ) -> Tensor:
     scale, shift, residual, relu = finish
-    if groups > 1 or not _has_bf16():
-        exact = (features.float(), weight.float(), bias, table, groups, reverse, transposed)
+    if groups > 1 or _bf16_level() < AMX:
         residual = None if residual is None else residual.float()
-        return _native_conv(*exact, (scale, shift, residual, relu)).bfloat16()
+        finish = (scale, shift, residual, relu)
+        if groups == 1 and _bf16_level():
+            weight = weight.transpose(1, 2) if transposed else weight
+            operands = _channel_pairs(features, weight)
+            given = (*operands, bias, table, groups, reverse, False, finish, AVX512_BF16)
+            return _call_conv(*given).bfloat16()
+        exact = (features.float(), weight.float(), bias, table, groups, reverse, transposed)
+        return _native_conv(*exact, finish).bfloat16()
     tiles = tile_lists(table, reverse)
     refuse_rows(tiles.highest >= len(features), table, len(features))
     shift = shift if bias is None else bias.contiguous()  # never both
@@ -368,7 +392,7 @@ def _bf16_conv(
 def _bf16_weight_grad(
     features: Tensor, grad: Tensor, table: Tensor, groups: int, reverse: Tensor | None
 ) -> Tensor:
-    if groups > 1 or not _has_bf16():
+    if groups > 1 or _bf16_level() < AMX:
         exact = (features.float(), grad.float(), table, groups, reverse)
         return _native_weight_grad(*exact).bfloat16()
     pairs = _pairs(table, reverse, features)
@@ -380,9 +404,26 @@ def _bf16_weight_grad(
     return result.bfloat16()
 
 
-def _has_bf16() -> bool:
-    """Whether there are kernels for bfloat16, and no other instruction set is asked for."""
-    return not cpu_level() and bool(native.call("s3d_conv_bf16_available"))
+def _channel_pairs(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """bfloat16 operands, two input channels in each element of what claims to be float32."""
+    inputs = features.shape[1]
+    more = max(inputs % 2, 4 - inputs)  # two pairs at least: one would be taken for depthwise
+    if more or features.storage_offset() % 2:
+        features = F.pad(features, (0, more)) if more else features.clone()
+        weight = F.pad(weight, (0, 0, 0, more))
+    offsets, inputs, outputs = weight.shape
+    pairs = weight.reshape(offsets, inputs // 2, 2, outputs).transpose(2, 3)
+    pairs = pairs.reshape(offsets, inputs // 2, 2 * outputs).contiguous()
+    return features.view(torch.float32), pairs.view(torch.float32)
+
+
+def _bf16_level() -> int:
+    """The kernels for bfloat16: AMX, 1 for AVX512-BF16, 0 for those of float32."""
+    level = cpu_level()
+    if level and LEVELS[level] != "avx512":
+        return 0
+    found = native.call("s3d_conv_bf16_available")
+    return min(found, 1) if level else found
 
 
 def _pairs(table: Tensor, reverse: Tensor | None, features: Tensor) -> PairLists:

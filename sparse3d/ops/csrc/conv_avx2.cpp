@@ -28,6 +28,7 @@ struct Vec {
   static void store(float* p, Mask m, Reg v) { _mm256_maskstore_ps(p, m, v); }
   static Reg all(float s) { return _mm256_set1_ps(s); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg product(Reg a, Reg b, Reg c) { return fma(a, b, c); }
 
   static Reg positive(Reg v) { return _mm256_max_ps(v, _mm256_setzero_ps()); }
 

@@ -7,10 +7,16 @@
 #include <algorithm>
 #include <vector>
 
-// 1 where there are kernels for bfloat16 on this processor.
+// What this processor has for bfloat16: 2 AMX, 1 AVX512-BF16, 0 neither.
 EXPORT int64_t s3d_conv_bf16_available() {
   static const bool amx = conv_amx.available();
-  return amx;
+  if (amx) return 2;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512bf16") ? 1 : 0;
+#else
+  return 0;
+#endif
 }
 
 // x [n_in, cin], w [offsets, cin, cout] (transposed: [offsets, cout, cin]), scale and shift [cout] or

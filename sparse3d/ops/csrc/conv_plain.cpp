@@ -29,6 +29,7 @@ struct Vec {
   }
   static Reg all(float s) { return Reg{s, s, s, s}; }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
+  static Reg product(Reg a, Reg b, Reg c) { return fma(a, b, c); }
 
   static Reg positive(Reg v) { return v > 0 ? v : Reg{0, 0, 0, 0}; }
 
