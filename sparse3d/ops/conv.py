@@ -406,11 +406,10 @@ def _bf16_weight_grad(
 
 def _channel_pairs(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """bfloat16 operands, two input channels in each element of what claims to be float32."""
-    inputs = features.shape[1]
-    more = max(inputs % 2, 4 - inputs)  # two pairs at least: one would be taken for depthwise
-    if more or features.storage_offset() % 2:
-        features = F.pad(features, (0, more)) if more else features.clone()
-        weight = F.pad(weight, (0, 0, 0, more))
+    odd = features.shape[1] % 2
+    if odd or features.storage_offset() % 2:
+        features = F.pad(features, (0, odd)) if odd else features.clone()
+        weight = F.pad(weight, (0, 0, 0, odd))
     offsets, inputs, outputs = weight.shape
     pairs = weight.reshape(offsets, inputs // 2, 2, outputs).transpose(2, 3)
     pairs = pairs.reshape(offsets, inputs // 2, 2 * outputs).contiguous()

@@ -72,8 +72,8 @@ EXPORT int64_t s3d_conv_pairs_list(const int32_t* table, int64_t offsets, int64_
 }
 
 static void lay_out_weights(ConvCall& q, int64_t width) {
-  const bool depthwise = q.cin == 1 && q.cout == 1;
-  q.w_group = depthwise ? 1 : (q.cout + width - 1) / width * width * q.cin;
+  const bool lanes = groups_in_lanes(q, width);
+  q.w_group = lanes ? q.cin * q.cout : (q.cout + width - 1) / width * width * q.cin;
   q.w_offset = q.w_group * q.groups;
 }
 

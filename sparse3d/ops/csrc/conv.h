@@ -47,6 +47,11 @@ struct ConvCall {
   }
 };
 
+// Whether whole groups of as many inputs as outputs lie side by side in a vector of `width` lanes.
+static inline bool groups_in_lanes(const ConvCall& q, int64_t width) {
+  return q.groups > 1 && q.cin == q.cout && q.cin <= 8 && width % q.cin == 0;
+}
+
 struct ConvKernels {
   int64_t width;  // floats per vector; packed rows of weights are whole vectors
   // Writes the pairs (row_of[j], j) with row_of[j] >= 0, j < len, and up to 15 entries past them.

@@ -15,6 +15,7 @@ namespace {
 struct Vec {
   using Reg = __m256;
   using Mask = __m256i;
+  using Index = __m256i;
   static constexpr int WIDTH = 8, MAX_NV = 2, SINGLES = 1;
   static constexpr int rows(int nv) { return nv == 1 ? 12 : 6; }
   static constexpr int channels(int nv) { return nv == 1 ? 8 : 4; }
@@ -30,6 +31,8 @@ struct Vec {
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static Reg product(Reg a, Reg b, Reg c) { return fma(a, b, c); }
 
+  static Index index(const int32_t* lane) { return _mm256_loadu_si256((const __m256i*)lane); }
+  static Reg spread(Reg v, Index i) { return _mm256_permutevar8x32_ps(v, i); }
   static Reg positive(Reg v) { return _mm256_max_ps(v, _mm256_setzero_ps()); }
 
   static int64_t list(const int32_t* row_of, int64_t len, int32_t* in, uint16_t* out) {

@@ -7,6 +7,7 @@ namespace {
 struct Avx512 {
   using Reg = __m512;
   using Mask = __mmask16;
+  using Index = __m512i;
   static constexpr int WIDTH = 16, MAX_NV = 4, SINGLES = 1;
   static constexpr int rows(int nv) { return nv == 1 ? 14 : nv == 2 ? 12 : nv == 3 ? 8 : 6; }
   static constexpr int channels(int nv) { return nv == 1 ? 16 : nv == 4 ? 4 : 8; }
@@ -18,6 +19,8 @@ struct Avx512 {
   static Reg all(float s) { return _mm512_set1_ps(s); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
 
+  static Index index(const int32_t* lane) { return _mm512_loadu_si512(lane); }
+  static Reg spread(Reg v, Index i) { return _mm512_maskz_permutexvar_ps(0xffff, i, v); }
   static Reg positive(Reg v) { return _mm512_maskz_max_ps(0xffff, v, _mm512_setzero_ps()); }
 
   static int64_t list(const int32_t* row_of, int64_t len, int32_t* in, uint16_t* out) {

@@ -18,8 +18,6 @@ inline Vec::Mask tail_mask(int64_t channels) {
   return Vec::mask((int)((channels - 1) % W) + 1);
 }
 
-inline bool is_depthwise(const ConvCall& q) { return q.cin == 1 && q.cout == 1; }
-
 // Calls body(first vector, number of vectors) so that near-equal panels cover `vectors` vectors.
 template <class Body>
 inline void for_panels(int64_t vectors, const Body& body) {
@@ -31,13 +29,17 @@ inline void for_panels(int64_t vectors, const Body& body) {
 }
 
 // Panel after panel [cin, nv * W] of each group, so that a tile reads one stream; zeros past cout.
+// Groups in lanes: [cin, groups * cout].
 void pack(const ConvCall& q, const float* w, bool transposed, int64_t k, float* to) {
   const int64_t w_in = transposed ? 1 : q.groups * q.cout, w_out = transposed ? q.groups * q.cin : 1;
   const float* wk = w + k * q.cin * q.groups * q.cout;
   for (int64_t g = 0; g < q.groups; g++, to += q.w_group) {
     const float* own = wk + g * (transposed ? q.cin : q.cout);
-    if (is_depthwise(q)) {
-      to[0] = own[0];
+    if (groups_in_lanes(q, W)) {
+      float* first = to - g * q.w_group + g * q.cout;
+      for (int64_t i = 0; i < q.cin; i++)
+        for (int64_t j = 0; j < q.cout; j++)
+          first[i * q.groups * q.cout + j] = own[i * w_in + j * w_out];
       continue;
     }
     float* panel = to;
@@ -152,17 +154,52 @@ void finish_rows(const ConvCall& q, float* y, int64_t len) {
     }
 }
 
-// One channel per group: y[o] += x[i] * w[k], channel by channel.
-void depthwise(const ConvCall& q, const float* wk, const int32_t* in, const uint16_t* out, int64_t n,
-               float* y) {
-  const int64_t width = q.groups;
-  for (int64_t p = 0; p < n; p++) {
-    const float* a = q.x + in[p] * width;
-    float* o = y + out[p] * width;
-    for (int64_t c = 0; c < width; c += W) {
-      const Vec::Mask m = Vec::mask((int)least(W, width - c));
-      Vec::store(o + c, m, Vec::fma(Vec::load(a + c, m), Vec::load(wk + c, m), Vec::load(o + c, m)));
+// For output lane l of groups of G channels, input channel i of its group: lane l / G * G + i.
+template <int G>
+inline void spread(Vec::Index (&index)[G]) {
+  for (int i = 0; i < G; i++) {
+    int32_t lane[W];
+    for (int l = 0; l < W; l++) lane[l] = l / G * G + i;
+    index[i] = Vec::index(lane);
+  }
+}
+
+// Whole groups of G channels in a vector: a row of inputs is loaded once, and its lanes are spread.
+template <int G>
+void lanes_forward(const ConvCall& q, const float* wk, const int32_t* in, const uint16_t* out,
+                   int64_t n, float* y) {
+  const int64_t width = q.groups * G;
+  Vec::Index index[G];
+  spread<G>(index);
+  for (int64_t c = 0; c < width; c += W) {
+    const Vec::Mask m = Vec::mask((int)least(W, width - c));
+    Vec::Reg w[G];
+    for (int i = 0; i < G; i++) w[i] = Vec::load(wk + i * width + c, m);
+    for (int64_t p = 0; p < n; p++) {
+      float* o = y + out[p] * width + c;
+      const Vec::Reg a = Vec::load(q.x + in[p] * width + c, m);
+      Vec::Reg sum = Vec::load(o, m);
+      for (int i = 0; i < G; i++) sum = Vec::fma(G > 1 ? Vec::spread(a, index[i]) : a, w[i], sum);
+      Vec::store(o, m, sum);
     }
+  }
+}
+
+template <int G>
+void lanes_gradient(const ConvCall& q, const int32_t* in, const uint16_t* out, int64_t n,
+                    const float* dy, float* sum) {
+  const int64_t width = q.groups * G;
+  Vec::Index index[G];
+  spread<G>(index);
+  for (int64_t c = 0; c < width; c += W) {
+    const Vec::Mask m = Vec::mask((int)least(W, width - c));
+    Vec::Reg acc[G];
+    for (int i = 0; i < G; i++) acc[i] = Vec::load(sum + i * width + c, m);
+    for (int64_t p = 0; p < n; p++) {
+      const Vec::Reg a = Vec::load(q.x + in[p] * width + c, m), g = Vec::load(dy + out[p] * width + c, m);
+      for (int i = 0; i < G; i++) acc[i] = Vec::fma(G > 1 ? Vec::spread(a, index[i]) : a, g, acc[i]);
+    }
+    for (int i = 0; i < G; i++) Vec::store(sum + i * width + c, m, acc[i]);
   }
 }
 
@@ -178,8 +215,12 @@ void forward(const ConvCall& q, int64_t b) {
     const int32_t* in = q.pairs.in + range[0];
     const uint16_t* out = q.pairs.out + range[0];
     if (!n) continue;
-    if (is_depthwise(q)) {
-      depthwise(q, q.w + k * q.w_offset, in, out, n, rows);
+    if (groups_in_lanes(q, W)) {
+      const auto lanes = q.cin == 1   ? lanes_forward<1>
+                         : q.cin == 2 ? lanes_forward<2>
+                         : q.cin == 4 ? lanes_forward<4>
+                                      : lanes_forward<W < 8 ? 4 : 8>;
+      lanes(q, q.w + k * q.w_offset, in, out, n, rows);
       continue;
     }
     for (int64_t g = 0; g < q.groups; g++)
@@ -237,18 +278,6 @@ inline void gradient_rows(const float* const* x, const float* const* dy, int64_t
   if constexpr (MR > 1) gradient_rows<NV, MR / 2>(x, dy, n, c, cin, d, sum, w_row, last);
 }
 
-void depthwise_gradient(const ConvCall& q, const int32_t* in, const uint16_t* out, int64_t n,
-                        const float* dy, float* sum) {
-  const int64_t width = q.groups;
-  for (int64_t c = 0; c < width; c += W) {
-    const Vec::Mask m = Vec::mask((int)least(W, width - c));
-    Vec::Reg acc = Vec::load(sum + c, m);
-    for (int64_t p = 0; p < n; p++)
-      acc = Vec::fma(Vec::load(q.x + in[p] * width + c, m), Vec::load(dy + out[p] * width + c, m), acc);
-    Vec::store(sum + c, m, acc);
-  }
-}
-
 // A chunk of pairs is small enough for its rows to stay in the L1 cache while all tiles read them.
 constexpr int64_t MOST_PAIRS = 256, CHUNK_FLOATS = 8192;
 
@@ -282,9 +311,12 @@ void gradient_chunk(const ConvCall& q, const int32_t* in, const uint16_t* out, i
 void gradient(const ConvCall& q, int64_t b, int64_t k, float* sum) {
   const float* rows = q.dy + b * q.pairs.block * q.groups * q.cout;
   const int64_t* range = q.pairs.starts + q.list(b, k);
-  if (is_depthwise(q)) {
-    const int64_t n = range[1] - range[0];
-    depthwise_gradient(q, q.pairs.in + range[0], q.pairs.out + range[0], n, rows, sum);
+  if (groups_in_lanes(q, W)) {
+    const auto lanes = q.cin == 1   ? lanes_gradient<1>
+                       : q.cin == 2 ? lanes_gradient<2>
+                       : q.cin == 4 ? lanes_gradient<4>
+                                    : lanes_gradient<W < 8 ? 4 : 8>;
+    lanes(q, q.pairs.in + range[0], q.pairs.out + range[0], range[1] - range[0], rows, sum);
     return;
   }
   const int64_t fit = CHUNK_FLOATS / (q.cin + q.cout) / 16 * 16;

@@ -6,6 +6,7 @@
 namespace {
 struct Vec {
   typedef float Reg __attribute__((vector_size(16)));
+  typedef int32_t Index __attribute__((vector_size(16)));
   using Mask = int;  // the number of lanes
   static constexpr int WIDTH = 4, MAX_NV = 2, SINGLES = 1;
   static constexpr int rows(int nv) { return nv == 1 ? 8 : 4; }
@@ -31,6 +32,8 @@ struct Vec {
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static Reg product(Reg a, Reg b, Reg c) { return fma(a, b, c); }
 
+  static Index index(const int32_t* lane) { return Index{lane[0], lane[1], lane[2], lane[3]}; }
+  static Reg spread(Reg v, Index i) { return Reg{v[i[0]], v[i[1]], v[i[2]], v[i[3]]}; }
   static Reg positive(Reg v) { return v > 0 ? v : Reg{0, 0, 0, 0}; }
 
   static int64_t list(const int32_t* row_of, int64_t len, int32_t* in, uint16_t* out) {
