@@ -4,7 +4,7 @@ render what the landmarks should look like from a prior -> match -> pose from ma
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,14 @@ from .relocalization.features import Features, gray, make_extractor
 from .relocalization.landmarks import LandmarkMap
 from .relocalization.lens import Intrinsics
 from .relocalization.map_file import load_map
-from .relocalization.matching import Expected, Matches, expect, match_all, match_near
+from .relocalization.matching import (
+    Expected,
+    Matches,
+    expect,
+    match_all,
+    match_near,
+    within,
+)
 from .relocalization.pose import LEAST, Pose, refine_pose, solve_pose
 from .relocalization.tracking import check_poses
 from .relocalization.uncertainty import pose_set
@@ -26,6 +33,8 @@ AGREE = 0.6
 """Share of ``QuerySettings.error`` within which matches agree with a refined pose."""
 SAME_VIEW = 0.03
 """Radians by which views of a landmark may differ without being rendered again."""
+CELL = 4.0
+"""Edge of what counts as one place of a picture, in ``QuerySettings.error``."""
 FLAT = 2.0
 """Standard deviation of grey values below which a picture shows nothing."""
 
@@ -48,7 +57,7 @@ class QuerySettings:
     near: float = 0.6
     render: bool = True
     retrieval: int = 0
-    least_score: float = 0.3
+    least_score: float = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +214,9 @@ class Relocalizer:
         pose = torch.from_numpy(world_to_cam)
         return expect(self.place, query.K, pose, query.size, margin, query.looks.codes)
 
-    def _matches(self, query: "_Query", expected: Expected, radius: float, shift=None) -> Matches:
-        points = query.pixels if shift is None else query.pixels + shift
-        kind = self.extractor.covariant
-        given = (expected, query.features, query.flat, points, radius, self.settings.near, kind)
+    def _matches(self, query: "_Query", expected: Expected, radius: float) -> Matches:
+        looks = (query.features, query.flat, query.pixels)
+        given = (expected, *looks, radius, self.settings.near, self.extractor.covariant)
         return match_near(self.place, *given)
 
     def _pairs(self, query: "_Query", matches: Matches) -> tuple[np.ndarray, np.ndarray]:
@@ -219,20 +227,19 @@ class Relocalizer:
         """How many more key points agree than those of another place would, and which do.
 
         Only matches count that would do anywhere in the picture: the pose was chosen for the
-        others. Chance is measured on the picture: key points moved far away find what they find.
+        others. Chance is measured on the picture itself: key points near expected places exchange
+        what they look like, and find what they find.
         """
         least = self.extractor.similarity
-        scale = query.error / self.settings.error
         radius = AGREE * query.error
         expected = self._expected(query, pose.world_to_cam, radius)
         matches = self._matches(query, expected, radius)
+        strong = query.places(matches, least)
         chance = 0.0
-        for x, y in ((60, 40), (-40, -60)):
-            shift = query.pixels.new_tensor([x, y]) * scale
-            found = self._matches(query, expected, radius, shift)
-            chance += float((found.similarity >= least).sum()) / 2
+        for step in (1, 2):
+            found = self._matches(query.exchanged(expected.pixels, radius, step), expected, radius)
+            chance += query.places(found, least) / 2
         likely = chance + 3 * math.sqrt(chance + 1)
-        strong = int((matches.similarity >= least).sum())
         return max(1 - likely / max(strong, 1), 0.0), matches
 
     def _answer(self, query: "_Query", pose: Pose) -> Localization:
@@ -298,6 +305,20 @@ class _Query:
     size: tuple[int, int]
     error: float
     looks: _Looks
+
+    def places(self, matches: Matches, least: float) -> int:
+        """How many distinct places of the picture hold matches of ``least`` similarity."""
+        pixels = self.pixels[matches.keypoints[matches.similarity >= least]]
+        return len((pixels / (CELL * self.error)).floor().unique(dim=0))
+
+    def exchanged(self, places: Tensor, radius: float, step: int) -> "_Query":
+        """The query whose key points near ``places`` [K, 2] look like others of them."""
+        near, _ = within(self.pixels, places, radius)
+        near = near.unique()
+        order = torch.arange(len(self.pixels))
+        order[near] = near.roll(step * len(near) // 3)
+        flat = tuple(part[order] for part in self.flat)
+        return replace(self, features=self.features[order], flat=flat)
 
 
 def retrieve(place: LandmarkMap, features: Features, least: float, count: int = 1) -> list[int]:

@@ -144,7 +144,7 @@ def match_near(
         least: similarity of a match.
         covariant: features have directions and sizes.
     """
-    keypoint, landmark = _near(points, expected.pixels, radius)
+    keypoint, landmark = within(points, expected.pixels, radius)
     if covariant:
         turn = features.angles[keypoint] - expected.angles[landmark]
         ratio = features.scales[keypoint] / expected.widths[landmark]
@@ -159,7 +159,7 @@ def match_near(
     return Matches(keypoint[best], expected.rows[landmark[best]], similarity[best])
 
 
-def _near(first: Tensor, second: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def within(first: Tensor, second: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """Rows of [N, 2] and [M, 2] pixels that lie within ``radius``, in ascending order."""
     if not len(first) or not len(second):
         return torch.zeros(2, 0, dtype=torch.int64).unbind(0)
