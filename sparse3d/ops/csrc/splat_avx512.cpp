@@ -1,4 +1,8 @@
 // Blending kernels for AVX-512 (F, DQ, BW, VL).
+#include <string.h>
+
+#include <algorithm>  // before the pragma: what it defines is for every processor
+
 #include "splat.h"
 
 #if defined(__x86_64__)
