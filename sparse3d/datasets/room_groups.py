@@ -1,4 +1,4 @@
-"""Training on rooms: several sentences of one room at a time, and augmentation that keeps them true.
+"""Training on rooms: several sentences of a room at a time, and augmentation that keeps them true.
 
 A room is loaded, augmented and later voxelized once for all its sentences of a batch: its samples
 share one tensor of points, which a grounding model recognises.

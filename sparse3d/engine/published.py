@@ -1,9 +1,9 @@
 """Published weights: from the reference implementations' parameter names and layouts to ours.
 
 A reference model is made of roles: vfe, backbone_3d, backbone_2d, dense_head of a detector;
-vision_backbone, text_projector, head of TSP3D; scene_flow is the whole of FLOT or SCTN. Each role has a table of rules here; the first rule
-whose pattern matches a whole name renames it, and a name that no rule matches stays. Kernels of
-sparse convolutions change their layout by their shape.
+vision_backbone, text_projector, head of TSP3D; scene_flow is the whole of FLOT or SCTN. Each role
+has a table of rules here; the first rule whose pattern matches a whole name renames it, and a name
+that no rule matches stays. Kernels of sparse convolutions change their layout by their shape.
 """
 
 import re
