@@ -14,7 +14,7 @@ CONTRADICTS = 0.10
 def contradicted(
     points: Tensor, own: int, views: list[int], cameras: list[Camera], depths: dict[int, Tensor]
 ) -> Tensor:
-    """Mask [N] of the points that more views see through than see.
+    """Mask [N] of the points that some views see through, and no more than these see.
 
     Args:
         points: [N, 3], of view ``own``.
@@ -24,6 +24,7 @@ def contradicted(
         depths: of some views [H, W]; 0: not known.
     """
     balance = torch.zeros(len(points), dtype=torch.int64)
+    pierced = torch.zeros(len(points), dtype=torch.bool)
     for view in views:
         if view == own or view not in depths:
             continue
@@ -34,6 +35,7 @@ def contradicted(
         row = pixel[:, 1].round().long().clamp(0, surface.shape[0] - 1)
         there = torch.where(inside, surface[row, column], 0.0)
         known = there > 0
-        balance -= (known & ((depth / there - 1).abs() < AGREES)).long()
-        balance += (known & (depth < (1 - CONTRADICTS) * there)).long()
-    return balance > 0
+        through = known & (depth < (1 - CONTRADICTS) * there)
+        pierced |= through
+        balance += through.long() - (known & ((depth / there - 1).abs() < AGREES)).long()
+    return pierced & (balance >= 0)

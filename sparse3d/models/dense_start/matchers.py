@@ -40,8 +40,9 @@ class FlowMatcher:
     Args:
         preset: 'medium' or 'fast'.
         tolerance: pixels by which a pixel may miss itself on the way forth and back.
-        seed_below: share of matched pixels under which SIFT is asked; 0: never, 1: always.
-        epipolar: pixels by which a SIFT match may miss its epipolar line.
+        seed_below: share of pixels with a match that obeys the cameras under which SIFT is asked;
+            0: never, 1: always.
+        epipolar: pixels by which such a match may miss its epipolar line.
 
     Source: Kroeger et al., Fast Optical Flow using Dense Inverse Search, 2016.
     """
@@ -51,7 +52,7 @@ class FlowMatcher:
         preset: str = "medium",
         tolerance: float = 1.0,
         seed_below: float = 0.6,
-        epipolar: float = 3.0,
+        epipolar: float = 2.0,
     ):
         if preset not in PRESETS:
             raise ValueError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
@@ -67,15 +68,23 @@ class FlowMatcher:
         stretch = np.float32([other.shape[1] / width, other.shape[0] / height])
         if other.shape != reference.gray.shape:  # flow needs pictures of one size
             other = cv2.resize(other, (width, height), interpolation=cv2.INTER_AREA)
+        grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), 2).astype(np.float32)
+        line = fundamental(reference.camera, neighbour.camera)
+
+        def on_line(flow: np.ndarray) -> np.ndarray:
+            target = (grid + flow + 0.5) * stretch - 0.5
+            miss = epipolar_miss(line, grid.reshape(-1, 2), target.reshape(-1, 2))
+            return miss.reshape(height, width) < self.epipolar
+
         flow, good = self._both_ways(reference.gray, other)
-        if good.mean() < self.seed_below:
+        right = good & on_line(flow)
+        if right.mean() < self.seed_below:
             start, end = self.sparse(reference, neighbour)
             end = (end + 0.5) / stretch - 0.5
             if len(start) >= 8:
                 seeded, also = self._both_ways(reference.gray, other, start, end)
-                better = also & ~good
+                better = also & ((on_line(seeded) & ~right) | ~good)
                 flow[better], good = seeded[better], good | also
-        grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), 2).astype(np.float32)
         target = (grid + flow + 0.5) * stretch - 0.5
         return Matches(target, good.astype(np.float32))
 
@@ -92,12 +101,7 @@ class FlowMatcher:
         distinct = (1 - top[:, 0]) < 0.8**2 * (1 - top[:, 1])
         rows = (mutual & distinct).nonzero()[:, 0].numpy()
         start, end = place_a[rows], place_b[best[rows, 0].numpy()]
-        line = (
-            np.c_[start, np.ones(len(start))]
-            @ fundamental(reference.camera, neighbour.camera).T.numpy()
-        )
-        miss = np.abs((line * np.c_[end, np.ones(len(end))]).sum(1))
-        miss /= np.maximum(np.linalg.norm(line[:, :2], axis=1), 1e-12)
+        miss = epipolar_miss(fundamental(reference.camera, neighbour.camera), start, end)
         return start[miss < self.epipolar], end[miss < self.epipolar]
 
     def _both_ways(self, a, b, start=None, end=None) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +117,13 @@ class FlowMatcher:
         returned = cv2.remap(back, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         inside = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
         return forth, inside & (np.linalg.norm(forth + returned, axis=2) < self.tolerance)
+
+
+def epipolar_miss(line: torch.Tensor, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Pixels [M] between places ``end`` [M, 2] and the lines [3, 3] of places ``start`` [M, 2]."""
+    lines = np.c_[start, np.ones(len(start))] @ line.T.numpy()
+    miss = np.abs((lines[:, :2] * end).sum(1) + lines[:, 2])
+    return miss / np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12)
 
 
 def _spread(places: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -12,7 +12,7 @@ from sparse3d.ops.neighbors import knn
 from sparse3d.registry import MODELS
 from sparse3d.structures import Gaussians, Sample, SparsePoints
 
-from .consistency import contradicted
+from .consistency import AGREES, contradicted
 from .fill import fill_holes
 from .merge import merge_to
 from .photographs import Photograph, choose_neighbours, choose_references, scene_extent
@@ -60,10 +60,10 @@ class DenseStart:
     """EDGS: every reference view is matched densely with its neighbours and triangulated.
 
     What EDGS does not do, and this does: neighbours share points and have parallax; a point must
-    lie in front of both cameras, be seen under an angle, and hit its match; a pair in which hardly
-    any match obeys the cameras is left out; Gaussians are as wide as their pixels are apart;
-    duplicates of several references become one; and where a picture has no match, the surfaces
-    around are continued.
+    lie in front of both cameras, be seen under an angle, hit its match, and not be gainsaid by
+    other neighbours or references; a pair in which many matches defy the cameras is left out;
+    Gaussians are as wide as their pixels are apart; duplicates of several references become one;
+    and where a picture has no match, the surfaces around are continued.
 
     Args:
         matcher: config of the matcher.
@@ -93,7 +93,7 @@ class DenseStart:
         matches: int = 15_000,
         max_miss: float = 0.002,
         min_angle: float = 1.0,
-        least_share: float = 0.2,
+        least_share: float = 0.35,
         opacity: float = 0.5,
         spread: float = 0.5,
         merge: float = 1.5,
@@ -196,8 +196,9 @@ class DenseStart:
         pixels = torch.from_numpy(np.stack([x, y], 2).reshape(-1, 2)).float()
         depth = torch.zeros(len(pixels))
         doubt = torch.full((len(pixels),), float("inf"))
+        all_depths = torch.zeros(len(others), len(pixels))
         shares: list[float | None] = []
-        for other in others:
+        for number, other in enumerate(others):
             matches = self.matcher(picture, other)
             matched = torch.from_numpy(matches.certainty).reshape(-1) > 0
             rows = matched.nonzero()[:, 0]
@@ -208,8 +209,15 @@ class DenseStart:
             shares.append(share)
             if share is None or share < self.least_share:
                 continue
-            better = obeys & (two.angle > self.min_angle) & (two.doubt < doubt[rows])
+            seen = obeys & (two.angle > self.min_angle)
+            all_depths[number, rows[seen]] = two.depth[seen]
+            better = seen & (two.doubt < doubt[rows])
             depth[rows[better]], doubt[rows[better]] = two.depth[better], two.doubt[better]
+        # Where several neighbours give a depth, two at least must give the same.
+        voices = (all_depths > 0).sum(0)
+        agreeing = ((all_depths / depth.clamp(min=1e-12) - 1).abs() < AGREES).sum(0)
+        odd = (voices > 1) & (agreeing < 2)
+        doubt[odd], depth[odd] = float("inf"), 0
         good = doubt.isfinite().numpy().reshape(height, width)
         if not good.any():
             return None, None, shares
