@@ -82,10 +82,10 @@ class DynamicEncoder(nn.Module):
             ValueError: a coordinate is NaN or infinite.
         """
         coords, index = self._cells(points, batch_index)
-        order = canonical_order(points, index, len(coords))
+        order = canonical_order(points, index, coords.shape[0])
         points, index = points[order], index[order]
         voxels = SparseVoxels(
-            points.new_zeros(len(coords), 0),
+            points.new_zeros(coords.shape[0], 0),
             coords,
             self.grid,
             batch_size,
@@ -95,20 +95,21 @@ class DynamicEncoder(nn.Module):
         with torch.autocast(points.device.type, enabled=False):
             for layer in self.layers:
                 rows = layer(rows, shared, index)
-                shared = segment_reduce(rows, index, len(coords), "max")
+                shared = segment_reduce(rows, index, coords.shape[0], "max")
         return voxels.replace(shared)
 
     def _cells(self, points: Tensor, batch_index: Tensor) -> tuple[Tensor, Tensor]:
         axes = 2 if self.pillar else 3
         grid = (self.grid.voxel_size[:axes], self.grid.origin[:axes], self.grid.shape[:axes])
         coords, index = voxelize(points[:, :axes], batch_index, *grid)
-        if not torch.isfinite(points[:, axes:3]).all():
+        checked = not torch.compiler.is_compiling()  # a compiled program takes values on trust
+        if checked and not torch.isfinite(points[:, axes:3]).all():
             raise ValueError("points have a NaN or infinite z; remove them")
         return F.pad(coords, (0, 3 - axes)), index
 
     def _describe(self, points: Tensor, index: Tensor, voxels: SparseVoxels) -> Tensor:
         """[P, point_channels + 6]: the points, from their mean, from their voxel's centre."""
-        mean = segment_reduce(points[:, :3], index, len(voxels), "mean")
+        mean = segment_reduce(points[:, :3], index, voxels.coords.shape[0], "mean")
         anchors = segment_expand(torch.cat([mean, voxels.centers().to(points.dtype)], 1), index)
         return torch.cat([points, points[:, :3].repeat(1, 2) - anchors], 1)
 

@@ -20,7 +20,7 @@ class RowBatchNorm(nn.BatchNorm1d):
         ``relu``: negative results become 0, in the same pass where there is one.
         """
         rows = rows.float() if rows.dtype == torch.bfloat16 else rows  # statistics need the digits
-        total = len(rows) if counts is None else counts.sum()
+        total = rows.shape[0] if counts is None else counts.sum()
         if not self.training or total < 2:
             out = self._by_running_statistics(rows)
             return F.relu(out) if relu else out

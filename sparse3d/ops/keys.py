@@ -94,7 +94,7 @@ def sort_rows(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: the rows span 2**63 cells or more.
     """
-    return backend.choose(SORT_ROWS, coords)(coords)
+    return _sort_rows(coords)
 
 
 def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
@@ -104,6 +104,18 @@ def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
     rows = torch.searchsorted(sorted_keys, wanted)
     rows = rows.clamp_(max=len(sorted_keys) - 1)
     return torch.where(sorted_keys[rows] == wanted, rows, -1)
+
+
+@torch.library.custom_op("sparse3d::sort_rows", mutates_args=())
+def _sort_rows(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return backend.choose(SORT_ROWS, coords)(coords)
+
+
+@_sort_rows.register_fake
+def _(coords):
+    found = torch.library.get_ctx().new_dynamic_size()
+    rows = coords.new_empty((coords.shape[0],), dtype=torch.int64)
+    return coords.new_empty((found, coords.shape[1])), rows.new_empty(found), rows
 
 
 # ---------------------------------------------------------------------- implementations

@@ -85,7 +85,8 @@ def _attention(
 
 @_attention.register_fake
 def _(qkv, position, position_index, order, offsets, heads):
-    return qkv.new_empty(len(qkv), qkv.shape[1] // 3), qkv.new_empty(len(qkv), 2, heads)
+    rows, channels = qkv.shape[0], qkv.shape[1] // 3
+    return qkv.new_empty(rows, channels), qkv.new_empty(rows, 2, heads)
 
 
 @torch.library.custom_op("sparse3d::set_attention_backward", mutates_args=())

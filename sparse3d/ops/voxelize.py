@@ -145,7 +145,7 @@ def canonical_order(values: Tensor, index: Tensor, segments: int) -> Tensor:
     Returns:
         [P'] int64 rows.
     """
-    return backend.choose(_ORDER, values)(values, index, segments)
+    return _canonical_order(values, index, segments)
 
 
 def _first_voxels(coords: Tensor, index: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -329,6 +329,16 @@ def _(points, batch_index, voxel_size, origin, shape):
     return points.new_empty(size, dtype=torch.int32), rows
 
 
+@torch.library.custom_op("sparse3d::canonical_order", mutates_args=())
+def _canonical_order(values: Tensor, index: Tensor, segments: int) -> Tensor:
+    return backend.choose(_ORDER, values)(values, index, segments)
+
+
+@_canonical_order.register_fake
+def _(values, index, segments):
+    return index.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
 @torch.library.custom_op("sparse3d::unique_keys", mutates_args=())
 def _unique_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     return backend.choose(_UNIQUE, keys)(keys)
@@ -365,7 +375,7 @@ def _segment_reduce_backward(grad: Tensor, index: Tensor, extra: Tensor, reduce:
 
 @_segment_reduce_backward.register_fake
 def _(grad, index, extra, reduce):
-    return grad.new_empty(len(index), grad.shape[1])
+    return grad.new_empty(index.shape[0], grad.shape[1])
 
 
 def _setup_reduce(ctx, inputs, output):
@@ -389,7 +399,7 @@ def _segment_expand(values: Tensor, index: Tensor) -> Tensor:
 
 @_segment_expand.register_fake
 def _(values, index):
-    return values.new_empty(len(index), values.shape[1])
+    return values.new_empty(index.shape[0], values.shape[1])
 
 
 def _setup_expand(ctx, inputs, output):

@@ -155,7 +155,10 @@ class SparseVoxels:
             shape = grid.shape
         _check_rows(coords, batch_size, shape)
         unique, first, inverse = sort_rows(coords.int())
-        if len(unique) == len(coords) or duplicates == "first":
+        if torch.compiler.is_compiling() and duplicates != "first":  # how many there are is unknown
+            rule = "sum" if duplicates == "error" else duplicates
+            features = segment_reduce(features, inverse, unique.shape[0], rule)
+        elif duplicates == "first" or len(unique) == len(coords):
             features = features[first]
         elif duplicates == "error":
             counts = torch.bincount(inverse)
@@ -417,7 +420,7 @@ def _check_shapes(features: Tensor, coords: Tensor) -> None:
 
 def _check_rows(coords: Tensor, batch_size: int, shape: tuple[int, ...] | None) -> None:
     """Refuses rows [N, 1+D] outside the batch, int32 or the grid."""
-    if not len(coords):
+    if torch.compiler.is_compiling() or not len(coords):  # a compiled program takes rows on trust
         return
     low, high = (extreme.tolist() for extreme in torch.aminmax(coords, dim=0))
     limits = (batch_size, *(shape or ()))

@@ -157,7 +157,7 @@ class WindowView:
         sets = window_sets(voxels.coords, voxels.shape, self.window, self.shift, self.set_size)
         x, y, z = sets.coords_in_window.long().unbind(1)
         keys, index = unique_keys((x * self.window[1] + y) * self.window[2] + z)
-        counts = torch.bincount(index, minlength=len(keys))
+        counts = torch.zeros_like(keys).index_add(0, index, torch.ones_like(index))
         columns = keys // self.window[2]
         cells = [columns // self.window[1], columns % self.window[1], keys % self.window[2]]
         window = torch.tensor(self.window[: self.dims], device=keys.device)
