@@ -87,7 +87,7 @@ def refine_pose(
         except np.linalg.LinAlgError:
             return None
         pose = _moved(pose, step)
-        if np.abs(step).max() < 1e-9:
+        if np.abs(step).max() < 1e-7:  # 0.1 micrometres
             break
     residual, _, depth = _linear(pixels, points, K, pose)
     inliers = (depth > 1e-6) & ((residual**2).sum(1) < error**2)
