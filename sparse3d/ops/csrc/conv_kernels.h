@@ -164,6 +164,20 @@ inline void spread(Vec::Index (&index)[G]) {
   }
 }
 
+// One channel per group: y[o] += x[i] * w[k], channel by channel.
+void depthwise_forward(const ConvCall& q, const float* wk, const int32_t* in, const uint16_t* out,
+                       int64_t n, float* y) {
+  const int64_t width = q.groups;
+  for (int64_t p = 0; p < n; p++) {
+    const float* a = q.x + in[p] * width;
+    float* o = y + out[p] * width;
+    for (int64_t c = 0; c < width; c += W) {
+      const Vec::Mask m = Vec::mask((int)least(W, width - c));
+      Vec::store(o + c, m, Vec::fma(Vec::load(a + c, m), Vec::load(wk + c, m), Vec::load(o + c, m)));
+    }
+  }
+}
+
 // Whole groups of G channels in a vector: a row of inputs is loaded once, and its lanes are spread.
 template <int G>
 void lanes_forward(const ConvCall& q, const float* wk, const int32_t* in, const uint16_t* out,
@@ -179,7 +193,7 @@ void lanes_forward(const ConvCall& q, const float* wk, const int32_t* in, const 
       float* o = y + out[p] * width + c;
       const Vec::Reg a = Vec::load(q.x + in[p] * width + c, m);
       Vec::Reg sum = Vec::load(o, m);
-      for (int i = 0; i < G; i++) sum = Vec::fma(G > 1 ? Vec::spread(a, index[i]) : a, w[i], sum);
+      for (int i = 0; i < G; i++) sum = Vec::fma(Vec::spread(a, index[i]), w[i], sum);
       Vec::store(o, m, sum);
     }
   }
@@ -216,10 +230,9 @@ void forward(const ConvCall& q, int64_t b) {
     const uint16_t* out = q.pairs.out + range[0];
     if (!n) continue;
     if (groups_in_lanes(q, W)) {
-      const auto lanes = q.cin == 1   ? lanes_forward<1>
+      const auto lanes = q.cin == 1   ? depthwise_forward
                          : q.cin == 2 ? lanes_forward<2>
-                         : q.cin == 4 ? lanes_forward<4>
-                                      : lanes_forward<W < 8 ? 4 : 8>;
+                                      : lanes_forward<4>;
       lanes(q, q.w + k * q.w_offset, in, out, n, rows);
       continue;
     }
@@ -314,8 +327,7 @@ void gradient(const ConvCall& q, int64_t b, int64_t k, float* sum) {
   if (groups_in_lanes(q, W)) {
     const auto lanes = q.cin == 1   ? lanes_gradient<1>
                        : q.cin == 2 ? lanes_gradient<2>
-                       : q.cin == 4 ? lanes_gradient<4>
-                                    : lanes_gradient<W < 8 ? 4 : 8>;
+                                    : lanes_gradient<4>;
     lanes(q, q.pairs.in + range[0], q.pairs.out + range[0], range[1] - range[0], rows, sum);
     return;
   }
