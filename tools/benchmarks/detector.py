@@ -25,7 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[dict]:
     """Rows of every config and implementation."""
-    return measure_all(cases(args), args)
+    rows = measure_all(cases(args), args)
+    return [{**row, "frames_per_second": round(1000 / row["ms"], 2)} for row in rows]
+
+
+def summary(rows: list[dict]) -> list[str]:
+    """Frames per second."""
+    return [
+        f"{row['workload']:50} {row['implementation']:10} {row['frames_per_second']:8.2f} frames/s"
+        for row in rows
+    ]
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
