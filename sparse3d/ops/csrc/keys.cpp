@@ -37,7 +37,7 @@ EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, 
     if (cells >> 63) return -1;
   }
   if (ascending) {
-    memcpy(unique, coords, sizeof(int32_t) * n * columns);
+    if (n) memcpy(unique, coords, sizeof(int32_t) * n * columns);
     for (int64_t i = 0; i < n; i++) first[i] = inverse[i] = i;
     return n;
   }
