@@ -9,9 +9,8 @@ is the same convolution with the reversed table and transposed weights.
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import backend, native
+from . import backend, native, spconv_adapter
 from .kernel_map import check_table, refuse_rows
 from .pairs import LEVELS, PairLists, cpu_level, pair_lists, tile_lists
 from .reference import conv as reference
@@ -442,50 +441,12 @@ def _spconv_conv(
 ) -> Tensor:
     """spconv, fed with the pairs of our table; runs on any device that spconv runs on."""
     weight = _transpose(weight, groups) if transposed else weight
-    pairs, counts = _pairs_of(table)
-    if features.dtype == torch.float64 or not pairs.shape[2]:
+    if features.dtype == torch.float64 or not spconv_adapter.pairs_of(table)[0].shape[2]:
         return reference.sparse_conv(features, weight, bias, table, groups)
-    from spconv.core import ConvAlgo
-    from spconv.pytorch import functional
-
-    filters = weight.permute(2, 0, 1)[
-        :, :, None, None, :
-    ]  # its layout: [Cout, offsets x 1 x 1, Cin]
-    parts = zip(features.chunk(groups, 1), filters.chunk(groups))
-    rows = table.shape[1]
-    out = [
-        functional.indice_conv(
-            part.contiguous(), own.contiguous(), pairs, counts, rows, ConvAlgo.Native
-        )
-        for part, own in parts
-    ]
-    result = out[0] if groups == 1 else torch.cat(out, 1)
+    result = spconv_adapter.convolve(features, weight, table, groups)
     return result if bias is None else result + bias
 
 
-def spconv_pairs(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs [2, K, P] int32 (input rows, output rows; -1 past the end) and their counts [K] int32.
-
-    Args:
-        table: [K, M] int32, the input row for each offset and output row, -1 where none.
-    """
-    offset, output = (table >= 0).nonzero(as_tuple=True)
-    counts = torch.bincount(offset, minlength=len(table))
-    place = torch.arange(len(offset), device=table.device) - (counts.cumsum(0) - counts)[offset]
-    pairs = table.new_full((2, len(table), int(counts.max())), -1)
-    pairs[0, offset, place] = table[offset, output]
-    pairs[1, offset, place] = output.int()
-    return pairs, counts.int()
-
-
-def _pairs_of(table: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs of a table, kept as long as the table lives: layers share tables."""
-    if table not in _known_pairs:
-        _known_pairs[table] = spconv_pairs(table)
-    return _known_pairs[table]
-
-
-_known_pairs = WeakTensorKeyDictionary()
 SPARSE_CONV = {
     "reference": _reference_conv,
     "native": _native_conv,

@@ -11,6 +11,7 @@ from sparse3d.ops import backend, conv, native
 from sparse3d.ops.conv import sparse_conv, sparse_conv_norm
 from sparse3d.ops.kernel_map import generative_map, strided_map, submanifold_map
 from sparse3d.ops.pairs import LEVELS
+from sparse3d.ops.spconv_adapter import pair_rows
 from tests.voxel_cases import IMPLEMENTATIONS, at_cells, dense_weight, random_coords, to_dense
 
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -361,7 +362,7 @@ def test_the_spconv_entry_agrees_with_the_definition_and_runs_spconv(groups, up,
 @pytest.mark.skipif(not HAS_SPCONV, reason="spconv is not installed")
 def test_pairs_for_spconv_are_the_triples_of_the_table():
     table = strided_map(random_coords(), 3, 2, 1, shape=SHAPE).table
-    pairs, counts = conv.spconv_pairs(table)
+    pairs, counts = pair_rows(table)
     assert pairs.dtype == counts.dtype == torch.int32 and pairs.is_contiguous()
     rebuilt = torch.full_like(table, -1)
     for k, count in enumerate(counts.tolist()):
