@@ -22,7 +22,7 @@ augmentation = [
         database=data_root + "/database",
         counts=dict(car=0, truck=6, cyclist=10, pedestrian=12),
         min_points=5,
-        stop_epoch=6,
+        stop_epoch=4,
     ),
     dict(type="RandomFlip"),  # streets look alike: turning them costs more steps than it gains
 ]

@@ -40,4 +40,4 @@ model = dict(
 )
 
 optim_wrapper = dict(precision="auto", optimizer=dict(lr=0.002))
-train_cfg = dict(max_epochs=7)
+train_cfg = dict(max_epochs=5)
