@@ -15,19 +15,19 @@ streets = dict(
     point_range=point_range,
     min_points=1,
 )
-thinning = dict(type="PointThinning", size=0.16)
+thinning = dict(type="PointThinning", size=0.1)
 augmentation = [
     dict(
         type="GroundTruthSampling",
         database=data_root + "/database",
         counts=dict(car=0, truck=6, cyclist=10, pedestrian=12),
         min_points=5,
-        stop_epoch=4,
+        stop_epoch=6,
     ),
     dict(type="RandomFlip"),  # streets look alike: turning them costs more steps than it gains
 ]
 train_dataloader = dict(
-    batch_size=1,  # a step of two costs as much as two steps
+    batch_size=2,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),

@@ -34,10 +34,9 @@ model = dict(
         shared_channels=64,
         num_convs=2,
         box_weight=0.25,
-        box_reach=1,
         decoding=dict(nms_threshold=[0.2] * 4, nms_pre_max=500, nms_post_max=100),
     ),
 )
 
-optim_wrapper = dict(precision="auto", optimizer=dict(lr=0.002))
-train_cfg = dict(max_epochs=5)
+optim_wrapper = dict(precision="auto")
+train_cfg = dict(max_epochs=7)

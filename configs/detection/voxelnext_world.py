@@ -21,5 +21,5 @@ model = dict(
     ),
 )
 
-optim_wrapper = dict(precision="auto", optimizer=dict(lr=0.002))
-train_cfg = dict(max_epochs=5)
+optim_wrapper = dict(precision="auto")
+train_cfg = dict(max_epochs=7)
