@@ -288,7 +288,7 @@ def test_color_names(rgb, name):
     assert color_name(many[:0]) == ""
 
 
-@pytest.mark.parametrize("path", real_data("scannet/scene0000_00.npz"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", real_data("scannet/scene*_[0-9][0-9].npz"), ids=lambda p: p.stem)
 def test_real_scene(path, tmp_path):
     shutil.copy(path, tmp_path / path.name)
     room = read_scene(tmp_path / path.name)
@@ -297,7 +297,7 @@ def test_real_scene(path, tmp_path):
     rows = [room.ids.index(n - 1) for n in numbers]
     assert np.allclose(room.boxes[rows], boxes[:, :6], atol=1e-4)
     data = ScanNetGenerated(tmp_path, per_scene=10, num_points=20_000, colors=False)
-    assert len(data) == 10
+    assert 0 < len(data) <= 10
     sample = data[0]
     assert sample.points.shape == (20_000, 6)
     assert sample.boxes.contains(sample.points)[sample.meta["target"][0]].any()
