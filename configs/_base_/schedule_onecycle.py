@@ -5,7 +5,7 @@ val_cfg = {}
 test_cfg = {}
 optim_wrapper = dict(
     type="CheckedOptimWrapper",
-    optimizer=dict(type="AdamW", lr=0.003, betas=(0.95, 0.99), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=0.003, betas=(0.95, 0.99), weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [

@@ -15,14 +15,14 @@ streets = dict(
     point_range=point_range,
     min_points=1,
 )
-thinning = dict(type="PointThinning", size=0.1)
+thinning = dict(type="PointThinning", size=0.16)
 augmentation = [
     dict(
         type="GroundTruthSampling",
         database=data_root + "/database",
         counts=dict(car=0, truck=6, cyclist=10, pedestrian=12),
         min_points=5,
-        stop_epoch=6,
+        stop_epoch=5,
     ),
     dict(type="RandomFlip"),  # streets look alike: turning them costs more steps than it gains
 ]
