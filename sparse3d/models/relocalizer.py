@@ -18,10 +18,11 @@ from .relocalization.map_file import load_map
 from .relocalization.matching import (
     Expected,
     Matches,
+    Seen,
     expect,
     match_all,
     match_near,
-    within,
+    near_any,
 )
 from .relocalization.pose import LEAST, Pose, refine_pose, solve_pose
 from .relocalization.tracking import check_poses
@@ -157,11 +158,10 @@ class Relocalizer:
     def localize_features(self, features: Features, lens: Intrinsics, prior=None) -> Localization:
         """Where the picture with these features was taken; ``lens.size`` must be known."""
         pixels = lens.straighten(features.points)
-        K = torch.from_numpy(lens.K)
+        seen = Seen.of(self.place, features, pixels, self.extractor.covariant)
         error = self.settings.error * self._magnified(lens)
-        flat = self.place.flatten(features.descriptors)
-        looks = _Looks(self.place, self.settings.render)
-        query = _Query(features, flat, pixels, K, lens.size, error, looks)
+        codes = _Codes(self.place, self.settings.render)
+        query = _Query(features, seen, torch.from_numpy(lens.K), lens.size, error, codes)
         pose = None
         if prior is not None:
             prior = torch.as_tensor(prior).double().reshape(4, 4)
@@ -204,7 +204,8 @@ class Relocalizer:
 
     def _near(self, query: "_Query", world_to_cam, radius: float, fresh: bool) -> Pose | None:
         radius = radius * query.error / self.settings.error
-        matches = self._matches(query, self._expected(query, world_to_cam, radius), radius)
+        expected = self._expected(query, world_to_cam, radius)
+        matches = match_near(expected, query.seen, radius, self.settings.near)
         pairs = self._pairs(query, matches)
         if fresh:
             return solve_pose(*pairs, query.K.numpy(), query.error)
@@ -212,16 +213,11 @@ class Relocalizer:
 
     def _expected(self, query: "_Query", world_to_cam, margin: float) -> Expected:
         pose = torch.from_numpy(world_to_cam)
-        return expect(self.place, query.K, pose, query.size, margin, query.looks.codes)
-
-    def _matches(self, query: "_Query", expected: Expected, radius: float) -> Matches:
-        looks = (query.features, query.flat, query.pixels)
-        given = (expected, *looks, radius, self.settings.near, self.extractor.covariant)
-        return match_near(self.place, *given)
+        return expect(self.place, query.K, pose, query.size, margin, query.codes.of)
 
     def _pairs(self, query: "_Query", matches: Matches) -> tuple[np.ndarray, np.ndarray]:
         points = self.place.positions[matches.landmarks]
-        return query.pixels[matches.keypoints].double().numpy(), points.double().numpy()
+        return query.seen.points[matches.keypoints].double().numpy(), points.double().numpy()
 
     def _score(self, query: "_Query", pose: Pose) -> tuple[float, Matches]:
         """How many more key points agree than those of another place would, and which do.
@@ -233,11 +229,13 @@ class Relocalizer:
         least = self.extractor.similarity
         radius = AGREE * query.error
         expected = self._expected(query, pose.world_to_cam, radius)
-        matches = self._matches(query, expected, radius)
+        near = near_any(query.seen.points, expected.pixels, radius)
+        matches = match_near(expected, query.seen, radius, self.settings.near)
         strong = query.places(matches, least)
         chance = 0.0
         for step in (1, 2):
-            found = self._matches(query.exchanged(expected.pixels, radius, step), expected, radius)
+            other = query.exchanged(near, step)
+            found = match_near(expected, other, radius, self.settings.near)
             chance += query.places(found, least) / 2
         likely = chance + 3 * math.sqrt(chance + 1)
         return max(1 - likely / max(strong, 1), 0.0), matches
@@ -259,12 +257,12 @@ class Relocalizer:
             pose.world_to_cam,
             pose.covariance,
             matches,
-            query.pixels,
+            query.seen.points,
             self.place.meta.get("calibration", []),
         )
 
 
-class _Looks:
+class _Codes:
     """Codes of landmarks, rendered again only where the camera has moved too far."""
 
     def __init__(self, place: LandmarkMap, render: bool):
@@ -274,7 +272,7 @@ class _Looks:
         self.known = torch.zeros(len(place), dtype=torch.bool)
         self.table = torch.zeros(len(place) if self.render else 0, place.rank)
 
-    def codes(self, rows: Tensor, center: Tensor) -> Tensor:
+    def of(self, rows: Tensor, center: Tensor) -> Tensor:
         """[K, r] codes of ``rows`` [K] seen from ``center`` [3]."""
         if not self.render:
             return self.place.base[rows]
@@ -299,26 +297,24 @@ class _Query:
     """One picture's features, in the form every step needs."""
 
     features: Features
-    flat: tuple[Tensor, Tensor]
-    pixels: Tensor
+    seen: Seen
     K: Tensor
     size: tuple[int, int]
     error: float
-    looks: _Looks
+    codes: _Codes
 
     def places(self, matches: Matches, least: float) -> int:
         """How many distinct places of the picture hold matches of ``least`` similarity."""
-        pixels = self.pixels[matches.keypoints[matches.similarity >= least]]
-        return len((pixels / (CELL * self.error)).floor().unique(dim=0))
+        pixels = self.seen.points[matches.keypoints[matches.similarity >= least]]
+        return len(set(map(tuple, (pixels / (CELL * self.error)).floor().tolist())))
 
-    def exchanged(self, places: Tensor, radius: float, step: int) -> "_Query":
-        """The query whose key points near ``places`` [K, 2] look like others of them."""
-        near, _ = within(self.pixels, places, radius)
-        near = near.unique()
-        order = torch.arange(len(self.pixels))
+    def exchanged(self, near: Tensor, step: int) -> Seen:
+        """What is seen where the key points ``near`` [K] look like others of them."""
+        order = torch.arange(len(self.seen.points))
         order[near] = near.roll(step * len(near) // 3)
-        flat = tuple(part[order] for part in self.flat)
-        return replace(self, features=self.features[order], flat=flat)
+        flat = tuple(part[order] for part in self.seen.flat)
+        looks = self.seen.looks
+        return replace(self.seen, flat=flat, looks=looks if looks is None else looks[order])
 
 
 def retrieve(place: LandmarkMap, features: Features, least: float, count: int = 1) -> list[int]:

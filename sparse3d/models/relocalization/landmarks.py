@@ -96,10 +96,13 @@ class LandmarkMap:
             None,
             RaySettings(near=0.0),
         )
-        change = found.nodes @ values[rows]
+        table = rows[:, None] * values.shape[1] + torch.arange(values.shape[1])
+        change = F.embedding_bag(  # found.nodes @ values[rows], of which no copy is made
+            table, values.flatten(0, 1), mode="sum", per_sample_weights=found.nodes[:, 0]
+        )
         if self.codes is not None:
-            change = change @ self.codes[rows]
-        return self.base[rows] + change[:, 0]
+            change = (change[:, None] @ self.codes[rows])[:, 0]
+        return self.base[rows] + change
 
     def descriptors(self, codes: Tensor) -> Tensor:
         """[K, C] unit descriptors of ``codes`` [K, r]."""
@@ -108,18 +111,16 @@ class LandmarkMap:
     def similarity(self, descriptors: Tensor, codes: Tensor) -> Tensor:
         """[N, K] cosines of unit ``descriptors`` [N, C] and ``codes`` [K, r], in r dimensions."""
         flat, level = self.flatten(descriptors)
-        return (level[:, None] + flat @ codes.T) / self._lengths(codes)
+        lengths = self.lengths(codes)[:, None]
+        codes = torch.cat([codes, torch.ones_like(lengths)], 1) / lengths
+        return torch.cat([flat, level[:, None]], 1) @ codes.T
 
     def flatten(self, descriptors: Tensor) -> tuple[Tensor, Tensor]:
         """[N, r] and [N], all that ``similarity`` needs of ``descriptors`` [N, C]."""
         return descriptors @ self.basis.T, descriptors @ self.offset
 
-    def pair_similarity(self, flat: tuple[Tensor, Tensor], codes, rows, columns) -> Tensor:
-        """[P] entries (rows, columns) of ``similarity`` of flattened descriptors."""
-        products = (flat[0][rows] * codes[columns]).sum(1) + flat[1][rows]
-        return products / self._lengths(codes)[columns]
-
-    def _lengths(self, codes: Tensor) -> Tensor:
+    def lengths(self, codes: Tensor) -> Tensor:
+        """[K] lengths of ``offset + codes @ basis`` of ``codes`` [K, r]."""
         length = self.offset.square().sum() + 2 * (codes @ (self.basis @ self.offset))
         return (length + codes.square().sum(1)).clamp(min=1e-12).sqrt()
 

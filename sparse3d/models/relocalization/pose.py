@@ -79,9 +79,9 @@ def refine_pose(
         residual, jacobian, depth = _linear(pixels, points, K, pose)
         square = (residual**2).sum(1)
         weight = weights * np.where(depth > 1e-6, 1 / (1 + square / error**2) ** 2, 0)
-        weighted = jacobian * weight[:, None, None]
-        normal = np.einsum("kij,kil->jl", weighted, jacobian)
-        slope = np.einsum("kij,ki->j", weighted, residual)
+        rows = jacobian.reshape(-1, 6)
+        weighted = rows * np.repeat(weight, 2)[:, None]
+        normal, slope = weighted.T @ rows, weighted.T @ residual.ravel()
         try:
             step = np.linalg.solve(normal + 1e-9 * np.eye(6) * np.trace(normal), -slope)
         except np.linalg.LinAlgError:
@@ -140,26 +140,18 @@ def _linear(pixels, points, K, pose):
     """Residuals [K, 2], Jacobians [K, 2, 6] by a turn and a shift in the camera's frame, depths."""
     local = points @ pose[:3, :3].T + pose[:3, 3]
     depth = np.where(np.abs(local[:, 2]) < 1e-9, 1e-9, local[:, 2])
-    x, y = local[:, 0] / depth, local[:, 1] / depth
-    fx, fy = K[0, 0], K[1, 1]
-    residual = np.stack([fx * x + K[0, 2] - pixels[:, 0], fy * y + K[1, 2] - pixels[:, 1]], 1)
-    zero = np.zeros_like(x)
-    to_image = np.stack(
-        [
-            np.stack([fx / depth, zero, -fx * x / depth], 1),
-            np.stack([zero, fy / depth, -fy * y / depth], 1),
-        ],
-        1,
-    )
-    turned = np.stack(
-        [
-            np.stack([zero, local[:, 2], -local[:, 1]], 1),
-            np.stack([-local[:, 2], zero, local[:, 0]], 1),
-            np.stack([local[:, 1], -local[:, 0], zero], 1),
-        ],
-        1,
-    )  # d(local) / d(turn) = -[local]x
-    return residual, np.concatenate([to_image @ turned, to_image], 2), depth
+    flat = local[:, :2] / depth[:, None]
+    focal = np.array([K[0, 0], K[1, 1]])
+    residual = focal * flat + K[:2, 2] - pixels
+    x, y = flat.T
+    jacobian = np.zeros((len(points), 2, 6))
+    # d(flat) / d(turn), and below / d(shift), as d(local) / d(turn) = -[local]x
+    jacobian[:, 0, 0], jacobian[:, 0, 1], jacobian[:, 0, 2] = -x * y, 1 + x * x, -y
+    jacobian[:, 1, 0], jacobian[:, 1, 1], jacobian[:, 1, 2] = -1 - y * y, x * y, x
+    jacobian[:, 0, 3] = jacobian[:, 1, 4] = 1 / depth
+    jacobian[:, :, 5] = -flat / depth[:, None]
+    jacobian *= focal[:, None]
+    return residual, jacobian, depth
 
 
 def _moved(pose, step):
@@ -173,8 +165,8 @@ def _with_covariance(pixels, points, K, pose, inliers) -> Pose:
     residual, jacobian, _ = _linear(pixels[inliers], points[inliers], np.asarray(K), pose)
     freedom = max(2 * len(residual) - 6, 1)
     variance = max((residual**2).sum() / freedom, 0.1**2)  # a key point is no surer than 0.1 px
-    normal = np.einsum("kij,kil->jl", jacobian, jacobian)
-    covariance = variance * np.linalg.pinv(normal, hermitian=True)
+    rows = jacobian.reshape(-1, 6)
+    covariance = variance * np.linalg.pinv(rows.T @ rows, hermitian=True)
     # the centre is -R^T t; a turn w and shift s of the camera's frame move it by -R^T s
     change = np.eye(6)
     change[3:, 3:] = -pose[:3, :3].T

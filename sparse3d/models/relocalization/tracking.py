@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparse3d.ops.guided import match_on_lines
+
 from .features import Features
 from .geometry import Tracks, camera_centers, projections, triangulate, widest_angle
 
@@ -98,18 +100,6 @@ def fundamental(posed: Posed, first: int, second: int) -> Tensor:
     return inverse(posed.K[second]).T @ cross @ relative[:3, :3] @ inverse(posed.K[first])
 
 
-def epipolar_distance(F: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """[N, M] pixels, the larger of both distances of points [N, 2] and [M, 2] to their lines."""
-    one = torch.cat([first, torch.ones_like(first[:, :1])], 1)
-    two = torch.cat([second, torch.ones_like(second[:, :1])], 1)
-    lines, back = one @ F.T, two @ F
-    product = (lines @ two.T).abs()
-    lengths = torch.minimum(
-        lines[:, :2].norm(dim=1)[:, None], back[:, :2].norm(dim=1)[None].clamp(min=1e-12)
-    )
-    return product / lengths.clamp(min=1e-12)
-
-
 def match_pair(
     one: Features, two: Features, F: Tensor, ratio: float, least: float, pixels: float = 2.0
 ) -> tuple[Tensor, Tensor]:
@@ -128,17 +118,13 @@ def match_pair(
     """
     if not len(one) or not len(two):
         return torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
-    similar = one.descriptors @ two.descriptors.T
-    near = epipolar_distance(F, one.points.double(), two.points.double()) <= pixels
-    similar = torch.where(near, similar, -1.0)
-    top, column = similar.topk(min(2, similar.shape[1]), dim=1)
-    back = similar.argmax(0)
+    best, column, second, back = match_on_lines(
+        one.descriptors, two.descriptors, one.points, two.points, F, pixels
+    )
     rows = torch.arange(len(one))
-    best = top[:, 0]
-    second = top[:, 1] if top.shape[1] > 1 else torch.full_like(best, -1.0)
     distinct = (2 - 2 * best) < ratio**2 * (2 - 2 * second)
-    kept = (back[column[:, 0]] == rows) & (best >= least) & distinct
-    return torch.stack([rows[kept], column[kept, 0]], 1), best[kept]
+    kept = (back[column] == rows) & (best >= least) & distinct & (column >= 0)
+    return torch.stack([rows[kept], column[kept]], 1), best[kept]
 
 
 def link(

@@ -16,10 +16,10 @@ from sparse3d.models.relocalization.tracking import (
     Posed,
     check_poses,
     choose_pairs,
-    epipolar_distance,
     fundamental,
     link,
 )
+from sparse3d.ops.guided import match_on_lines
 
 K = torch.tensor([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]]).double()
 
@@ -84,9 +84,13 @@ def test_a_point_lies_on_its_epipolar_line():
     posed = cameras(2)
     points = 0.3 * torch.randn(6, 3).double()
     pixels = project(projections(posed.K, posed.world_to_cam)[:, None], points)[0]
-    distance = epipolar_distance(fundamental(posed, 0, 1), pixels[0], pixels[1])
-    assert distance.diagonal().max() < 1e-6
-    assert distance.max() > 1
+    F, order = fundamental(posed, 0, 1), torch.tensor([3, 1, 5, 0, 2, 4])
+    alike = torch.ones(6, 1)
+    found = match_on_lines(torch.eye(6), torch.eye(6)[order], pixels[0], pixels[1][order], F, 1e-6)
+    assert torch.equal(order[found[1]], torch.arange(6)) and (found[0] == 1).all()
+    assert torch.equal(found[3], order) and (found[2] < 1).all()
+    moved = pixels[1] + torch.tensor([1.0, 1.7])
+    assert (match_on_lines(alike, alike, pixels[0], moved, F, 1e-6)[1] == -1).all()
 
 
 def test_links_never_hold_two_points_of_a_picture():
