@@ -14,7 +14,7 @@ from .features import Features
 from .geometry import project
 from .landmarks import GRID, LandmarkMap, voxels_of
 from .matching import anchor
-from .tracking import Posed, build_tracks, check_poses, keep_good
+from .tracking import Match, Posed, build_tracks, check_poses, keep_good, match_pairs
 from .training import Schedule, Views, train_volumes
 
 Report = Callable[[float, str], None]
@@ -107,14 +107,14 @@ def extract_all(
 
 
 def observe(
-    features: list[Features], posed: Posed, extractor, settings: BuildSettings, report: Report
+    features: list[Features], posed: Posed, matches: list[Match], settings: BuildSettings
 ) -> Observations:
     """All landmarks that the pictures make certain.
 
     Raises:
         ValueError: there is none.
     """
-    tracks, rows = build_tracks(features, posed, extractor.ratio, extractor.similarity, report)
+    tracks, rows = build_tracks(features, matches)
     least_views = 2 if len(posed) < FEW else 3
     kept, points, good = keep_good(
         tracks, posed, least_views, settings.pixels, settings.least_angle
@@ -272,6 +272,7 @@ def build_map(
         ValueError: fewer than two pictures, poses that are no rotations, or nothing seen twice.
     """
     features, posed, names = extract_all(pictures, extractor, count, report)
-    seen = observe(features, posed, extractor, settings, report)
+    matches = match_pairs(features, posed, extractor.ratio, extractor.similarity, report)
+    seen = observe(features, posed, matches, settings)
     about = {"features": extractor.name, "channels": extractor.channels, "pictures": len(names)}
     return make_map(seen, posed, settings, report, **about, **meta)

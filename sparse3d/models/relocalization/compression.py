@@ -53,7 +53,7 @@ def reduce_modes(place: LandmarkMap, modes: int) -> LandmarkMap:
         raise ValueError("the map's volumes were reduced before; reduce the full map instead")
     if modes == 0 or not place.renders:
         return place.without_volumes()
-    density, mask, values = place.dense()
+    density, mask, values = place.dense
     left, size, right = torch.linalg.svd(values, full_matrices=False)
     left, size, right = left[..., :modes], size[:, :modes], right[:, :modes]
     top = left.abs().amax(1, keepdim=True).clamp(min=1e-12)  # node numbers in -1..1

@@ -1,5 +1,6 @@
 """The map: landmarks with a descriptor each, and small volumes that say how views change it."""
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,11 +70,9 @@ class LandmarkMap:
         """[M, 3] lower and upper corners."""
         return self.positions - self.half[:, None], self.positions + self.half[:, None]
 
+    @functools.cached_property  # not the voxels' cache, which maps of other features share
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """Density [M, 3, 3, 3], mask likewise and values [M, 27, K] of all nodes."""
-        return self.voxels.cache.get("dense", self._dense)
-
-    def _dense(self) -> tuple[Tensor, Tensor, Tensor]:
         shape = (len(self), NODES, NODES, NODES)
         cells = tuple(self.voxels.coords.long().T)
         table = torch.zeros(*shape, self.voxels.channels)
@@ -85,7 +84,7 @@ class LandmarkMap:
         """[K, r] codes of landmarks ``rows`` [K] as a camera at ``center`` [3] sees them."""
         if not self.renders:
             return self.base[rows]
-        density, mask, values = self.dense()
+        density, mask, values = self.dense
         lower, upper = self.box
         center = center.to(self.positions)
         rays = (self.positions[rows] - center)[:, None]

@@ -173,20 +173,29 @@ def link(
     return sorted(t for t in tracks if len(t) > 1)
 
 
-def build_tracks(
+Match = tuple[int, int, Tensor, Tensor]
+"""Two pictures, [K, 2] rows of their features, [K] similarities."""
+
+
+def match_pairs(
     features: list[Features],
     posed: Posed,
     ratio: float,
     least: float,
     report: Callable[[float, str], None] = lambda share, text: None,
-) -> tuple[Tracks, Tensor]:
-    """Tracks of two or more observations, and [T, V] rows into their pictures' features."""
+) -> list[Match]:
+    """Matches of all pairs of pictures that are worth matching."""
     pairs = choose_pairs(posed)
     matches = []
     for done, (i, j) in enumerate(pairs):
         F = fundamental(posed, i, j)
         matches.append((i, j, *match_pair(features[i], features[j], F, ratio, least)))
         report((done + 1) / len(pairs), f"matching pair {done + 1} of {len(pairs)}")
+    return matches
+
+
+def build_tracks(features: list[Features], matches: list[Match]) -> tuple[Tracks, Tensor]:
+    """Tracks of two or more observations, and [T, V] rows into their pictures' features."""
     linked = link([len(f) for f in features], matches)
     longest = max((len(track) for track in linked), default=0)
     table = torch.full((len(linked), longest, 2), -1)

@@ -231,6 +231,16 @@ def test_modes_are_exact_where_there_are_as_many_as_nodes(place):
     assert torch.equal(plain.render(rows, center), place.base)
 
 
+def test_a_smaller_map_forgets_what_the_larger_one_rendered(place):
+    rows, center = torch.arange(len(place)), torch.tensor([1.5, 1.9, 1.2])
+    full = place.render(rows, center)
+    short = compression.shorten(place, 8)
+    torch.testing.assert_close(short.render(rows, center), full[:, :8])
+    even = compression.flatten_density(place)
+    assert even.dense[0].unique().numel() == 1
+    assert (even.render(rows, center) - full).abs().max() > 1e-4
+
+
 def test_compression_refuses_what_it_cannot_do(place):
     with pytest.raises(ValueError, match="landmarks is 151"):
         compression.prune(place, 151)
