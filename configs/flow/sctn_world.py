@@ -1,4 +1,10 @@
-"""SCTN on 8192 points of the procedural world's sweeps, ego motion taken out."""
+"""SCTN on 8192 points of the procedural world's sweeps, ground and ego motion taken out.
+
+Small, and with what the published network lacks for LiDAR, where most points stand still: nothing
+moves farther than 2 m in 0.1 s, near partners are likelier, the transported flow is judged before
+refinement too, and a gate closes where it is noise. Trained on squares of 36 m around what moves.
+Rigid groups have the last word, as behind DeltaFlow: groups=None for the network alone.
+"""
 
 _base_ = [
     "../_base_/runtime.py",
@@ -9,6 +15,14 @@ _base_ = [
 model = dict(
     type="SCTN",
     voxel_size=0.2,
+    neighbors=16,
+    voxel_neighbors=3,
+    channels=[16, 32, 64],
+    radius=2.0,
+    nearness=0.5,
+    gated=True,
+    transport_weight=1.0,
+    groups=dict(type="RigidFlow"),
     backbone=dict(
         type="InstanceUNet",
         channels=[16, 32, 48, 64],
@@ -17,5 +31,16 @@ model = dict(
         kernel_size=5,
     ),
 )
-optim_wrapper = dict(optimizer=dict(lr=0.002))
-train_cfg = dict(max_epochs=4)
+train_dataloader = dict(
+    dataset=dict(
+        transforms=[
+            dict(type="RemoveGround"),
+            dict(type="RemoveEgoMotion"),
+            dict(type="PointSampling", count=8192, radius=35.0),
+            dict(type="PairCrop", size=36.0),
+            dict(type="PairTurn"),
+        ]
+    )
+)
+optim_wrapper = dict(optimizer=dict(lr=0.002, weight_decay=0.01))
+train_cfg = dict(max_epochs=8)

@@ -18,8 +18,10 @@ from sparse3d.structures.sweeps import ego_flow, transform
 from .delta_flow import complete
 from .preprocessor import BatchPreprocessor
 
-WELL = 0.12
+WELL = 0.08
 """Metres there and back: a group that fits so well where it is stays."""
+POOR = 0.4
+"""Metres there and back: a motion after which a group fits no better is none (it is hidden now)."""
 COARSE, FINE = 60, 150
 """Points of a group that are looked at, to find a motion and to judge it."""
 JUDGED = 3
@@ -79,16 +81,24 @@ class RigidFlow(BaseModel):
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Flow]:
         """The flow of each pair, ego motion included."""
-        return [self._flow(pair, complete(pair)) for pair in batch.samples]
+        return [self.improve(pair) for pair in batch.samples]
 
-    def _flow(self, given: SweepPair, pair: SweepPair) -> Flow:
+    def improve(self, given: SweepPair, found: Tensor | None = None) -> Flow:
+        """The flow of a pair.
+
+        Args:
+            given: the pair.
+            found: [P, 3] flow, ego motion included, that another method found (see ``residual``).
+        """
+        pair = complete(given)
         ego = ego_flow(pair.source[:, :3], pair.ego_motion)
         moved = transform(pair.source[:, :3], pair.ego_motion).to(pair.source.dtype)
         rows = (~pair.source_ground).nonzero()[:, 0]
         target = pair.target[~pair.target_ground, :3]
         flow = ego.clone()
         if len(rows):
-            flow[rows] += self.residual(moved[rows], target, pair.interval)
+            guess = None if found is None else (found - ego)[rows]
+            flow[rows] += self.residual(moved[rows], target, pair.interval, guess)
         return Flow(flow, ego, given, pair.ego_motion, ~pair.source_ground)
 
     def residual(
@@ -148,13 +158,17 @@ class RigidFlow(BaseModel):
             return shifts
         start = np.concatenate(tried)
         near, refined = space.polish([samples[i] for i in owner], start)
+        near[np.linalg.norm(refined, axis=1) > self.fastest * interval] = np.inf
         for i, g in enumerate(restless):
-            mine = np.flatnonzero(owner == i)
+            mine = np.flatnonzero((owner == i) & np.isfinite(near))
+            if not len(mine):
+                continue
             mine = mine[np.argsort(near[mine], kind="stable")][:JUDGED]
             costs = [space.fit(clouds[g], refined[h]) for h in mine]
             best = int(np.argmin(costs))
             shift = refined[mine[best]]
-            if costs[best] < self.gain * stay[g] and np.linalg.norm(shift) > 0.5 * interval:
+            slow = np.linalg.norm(shift) <= 0.5 * interval
+            if costs[best] < min(self.gain * stay[g], POOR) and not slow:
                 shifts[g] = shift
         moves = np.flatnonzero(shifts.any(1))
         if len(moves):

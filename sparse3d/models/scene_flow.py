@@ -1,12 +1,14 @@
 """Scene flow between two clouds by transport of features: FLOT, and SCTN that grew out of it."""
 
+from typing import Any
+
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse3d.ops.interpolate import inverse_distance, weighted_rows
-from sparse3d.ops.transport import transport_flow
+from sparse3d.ops.transport import RADIUS, transport_flow
 from sparse3d.ops.voxelize import voxelize
 from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, SparseVoxels, SweepPair, VoxelGrid
@@ -31,14 +33,36 @@ class TransportFlow(BaseModel):
         iterations: of Sinkhorn.
         least_eps: what is added to the learnt weight of the entropy.
         channels: widths of the three refining set convolutions.
+        radius: metres; farther apart nothing corresponds.
+        nearness: metres, learnt from this value on: of pairs that are alike the nearer one counts
+            more, by a normal distribution of this width. None (as published): all count alike.
+        gated: whether a learnt share of each point's transported flow is kept, not all of it.
+        transport_weight: of the transported flow's own error in the loss, before refinement.
+        groups: config of a RigidFlow that has the last word in prediction (``RigidFlow.improve``).
+
+    The last five are off as published; they are for sparse LiDAR, where most points stand still.
     """
 
     published_role = "scene_flow"
 
     def __init__(
-        self, neighbors: int, iterations: int, least_eps: float, channels: tuple[int, int, int]
+        self,
+        neighbors: int,
+        iterations: int,
+        least_eps: float,
+        channels: tuple[int, int, int],
+        radius: float = RADIUS,
+        nearness: float | None = None,
+        gated: bool = False,
+        transport_weight: float = 0.0,
+        groups: dict | None = None,
     ):
         super().__init__(data_preprocessor=BatchPreprocessor())
+        if nearness is not None and not nearness > 0:
+            raise ValueError(f"nearness is {nearness}; metres above 0, or None, are needed")
+        self.radius = radius
+        self.transport_weight = transport_weight
+        self.groups = None if groups is None else MODELS.build(groups)
         self.neighbors = neighbors
         self.iterations = iterations
         self.least_eps = least_eps
@@ -49,6 +73,13 @@ class TransportFlow(BaseModel):
             setattr(self, f"ref_conv{number}", SetConv(width, wider))
             width = wider
         self.fc = nn.Linear(width, 3)
+        self.nearness = None
+        if nearness is not None:
+            self.nearness = nn.Parameter(torch.tensor(float(nearness)).log())
+        self.gate = nn.Linear(width, 1) if gated else None
+        if gated:  # closed at first: what is learnt first is when to trust the transport
+            nn.init.zeros_(self.gate.weight)
+            nn.init.constant_(self.gate.bias, -1.0)
 
     def features(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Per pair the features [P, C] of its source's points and [Q, C] of its target's."""
@@ -66,21 +97,27 @@ class TransportFlow(BaseModel):
 
     def flows(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Per pair the flow [P, 3], ego motion included, and the features [P, C] of the source."""
+        return self._flows(batch)[:2]
+
+    def _flows(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """As ``flows``, and the flow [P, 3] by transport alone."""
         for pair in batch.samples:
             check_pair(pair)
         own, others = self.features(batch)
-        flows = []
+        flows, carried = [], []
         for pair, first, second in zip(batch.samples, own, others):
-            moved, _ = self.transport(pair, first, second)
-            flows.append(self.refine(pair.source[:, :3], moved))
-        return flows, own
+            carried.append(self.transport(pair, first, second)[0])
+            flows.append(self.refine(pair.source[:, :3], carried[-1]))
+        return flows, own, carried
 
     def transport(self, pair: SweepPair, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Flow [P, 3] by transport of features, and the plan's row sums [P]."""
         units = (unit_rows(first), unit_rows(second))
         points = (pair.source[:, :3], pair.target[:, :3])
         eps = self.epsilon.exp() + self.least_eps
-        return transport_flow(units, points, eps, self.gamma.exp(), self.iterations)
+        if self.nearness is not None and len(points[0]) and len(points[1]):
+            units = with_nearness(units, points, eps / self.nearness.exp().square())
+        return transport_flow(units, points, eps, self.gamma.exp(), self.iterations, self.radius)
 
     def refine(self, points: Tensor, flow: Tensor) -> Tensor:
         """The flow [P, 3] corrected by set convolutions over it."""
@@ -89,7 +126,8 @@ class TransportFlow(BaseModel):
         graph = NeighborGraph.of(points, self.neighbors)
         hidden = self.ref_conv1(graph, flow)
         hidden = self.ref_conv3(graph, self.ref_conv2(graph, hidden))
-        return flow + self.fc(hidden)
+        kept = flow if self.gate is None else self.gate(hidden).sigmoid() * flow
+        return kept + self.fc(hidden)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The mean absolute error of the flow's components over valid points.
@@ -97,13 +135,24 @@ class TransportFlow(BaseModel):
         Raises:
             ValueError: a pair has no true flow.
         """
-        flows, _ = self.flows(batch)
-        return {"loss_flow": supervised(flows, batch.samples)}
+        flows, _, carried = self._flows(batch)
+        return self.supervised(flows, carried, batch)
+
+    def supervised(
+        self, flows: list[Tensor], carried: list[Tensor], batch: Batch
+    ) -> dict[str, Tensor]:
+        """Losses of the flows and, where that counts, of the flows by transport alone."""
+        losses = {"loss_flow": supervised(flows, batch.samples)}
+        if self.transport_weight:
+            losses["loss_transport"] = self.transport_weight * supervised(carried, batch.samples)
+        return losses
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Flow]:
-        """The flow of each pair; what its pair knows of ego motion is not used."""
+        """The flow of each pair; what its pair knows of ego motion only ``groups`` uses."""
         flows, _ = self.flows(batch)
+        if self.groups is not None:
+            return [self.groups.improve(*both) for both in zip(batch.samples, flows)]
         return [
             Flow(flow, pair.ego_flow, pair, pair.ego_motion)
             for flow, pair in zip(flows, batch.samples)
@@ -118,6 +167,7 @@ class FLOT(TransportFlow):
         neighbors: of a point in the graphs.
         iterations: of Sinkhorn (1 in the published weights).
         channels: widths of the three set convolutions.
+        options: of TransportFlow.
 
     Source: https://arxiv.org/abs/2007.11142. Parts are named as in its published state dicts.
     """
@@ -127,8 +177,9 @@ class FLOT(TransportFlow):
         neighbors: int = 32,
         iterations: int = 1,
         channels: tuple[int, int, int] = (32, 64, 128),
+        **options: Any,
     ):
-        super().__init__(neighbors, iterations, 0.03, channels)
+        super().__init__(neighbors, iterations, 0.03, channels, **options)
         width = 3
         for number, wider in enumerate(channels, 1):
             setattr(self, f"feat_conv{number}", SetConv(width, wider))
@@ -155,12 +206,14 @@ class SCTN(TransportFlow):
     Args:
         backbone: config of the U-Net over voxels; its in_channels is 3.
         voxel_size: edge of a voxel, metres.
-        neighbors: of the refinement's graph, and voxels that a point takes its feature from.
+        neighbors: of the refinement's graph.
+        voxel_neighbors: voxels that a point takes its feature from; None: ``neighbors``.
         iterations: of Sinkhorn.
         channels: widths of the refining set convolutions.
         consistency_weight: of the consistency loss.
         consistency_epoch: from which on that loss counts. The published training needs 60 epochs
             to reach it; the published script's default stops before.
+        options: of TransportFlow.
 
     Source: https://arxiv.org/abs/2105.04447.
     """
@@ -174,12 +227,15 @@ class SCTN(TransportFlow):
         channels: tuple[int, int, int] = (32, 64, 128),
         consistency_weight: float = 0.3,
         consistency_epoch: int = 40,
+        voxel_neighbors: int | None = None,
+        **options: Any,
     ):
-        super().__init__(neighbors, iterations, 0.025, channels)
+        super().__init__(neighbors, iterations, 0.025, channels, **options)
         nn.init.constant_(self.epsilon, -5.0)
         self.grid = VoxelGrid((float(voxel_size),) * 3, (0.0,) * 3)
         self.backbone = MODELS.build({**backbone, "in_channels": 3})
         self.attention = PointTransformer(self.backbone.out_channels)
+        self.voxel_neighbors = voxel_neighbors or neighbors
         self.consistency_weight = consistency_weight
         self.consistency_epoch = consistency_epoch
         self.epoch = 0
@@ -220,7 +276,7 @@ class SCTN(TransportFlow):
         """
         corners = voxels.coords[:, 1:].to(points.dtype) * points.new_tensor(self.grid.voxel_size)
         index, weights = inverse_distance(
-            points, corners, self.neighbors, sample, voxels.batch_index
+            points, corners, self.voxel_neighbors, sample, voxels.batch_index
         )
         return weighted_rows(F.normalize(voxels.features, dim=1), index, weights)
 
@@ -230,8 +286,8 @@ class SCTN(TransportFlow):
         Raises:
             ValueError: a pair has no true flow.
         """
-        flows, features = self.flows(batch)
-        losses = {"loss_flow": supervised(flows, batch.samples)}
+        flows, features, carried = self._flows(batch)
+        losses = self.supervised(flows, carried, batch)
         if self.epoch >= self.consistency_epoch:
             weight = self.consistency_weight
             losses["loss_consistency"] = weight * self.consistency(flows, features, batch)
@@ -266,6 +322,20 @@ def counted(pair: SweepPair) -> Tensor:
 def unit_rows(rows: Tensor) -> Tensor:
     """``rows`` over their norm, which is kept from 0 as FLOT does."""
     return rows / (rows.square().sum(1, keepdim=True) + 1e-8).sqrt()
+
+
+def with_nearness(
+    rows: tuple[Tensor, Tensor], points: tuple[Tensor, Tensor], weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rows whose products are those of ``rows`` less weight / 2 times the squared distance, m^2."""
+    middle = points[0].mean(0)
+    first, second = (p - middle for p in points)
+    half = [-0.5 * weight * p.square().sum(1, keepdim=True) for p in (first, second)]
+    ones = [torch.ones_like(h) for h in half]
+    return (
+        torch.cat([rows[0], weight * first, half[0], ones[0]], 1),
+        torch.cat([rows[1], second, ones[1], half[1]], 1),
+    )
 
 
 def check_pair(pair: SweepPair) -> None:
