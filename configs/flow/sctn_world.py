@@ -2,7 +2,7 @@
 
 Small, and with what the published network lacks for LiDAR, where most points stand still: nothing
 moves farther than 2 m in 0.1 s, near partners are likelier, the transported flow is judged before
-refinement too, and a gate closes where it is noise. Trained on squares of 30 m around what moves.
+refinement too, and a gate closes where it is noise. Trained on squares of 22 m around what moves.
 Rigid groups have the last word, as behind DeltaFlow: groups=None for the network alone.
 """
 
@@ -37,10 +37,10 @@ train_dataloader = dict(
             dict(type="RemoveGround"),
             dict(type="RemoveEgoMotion"),
             dict(type="PointSampling", count=8192, radius=35.0),
-            dict(type="PairCrop", size=30.0),
+            dict(type="PairCrop", size=22.0),
             dict(type="PairTurn"),
         ]
     )
 )
 optim_wrapper = dict(optimizer=dict(lr=0.002, weight_decay=0.01))
-train_cfg = dict(max_epochs=6)
+train_cfg = dict(max_epochs=5)
