@@ -19,7 +19,7 @@ train_dataloader = dict(
     collate_fn=dict(type="collate_groups"),
     dataset=dict(
         type="SentenceGroups",
-        per_room=6,
+        per_room=4,
         dataset=dict(**rooms, split="train", transforms=[dict(type="RoomAugmentation")]),
     ),
 )

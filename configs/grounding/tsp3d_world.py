@@ -13,7 +13,7 @@ model = dict(
     encoder=dict(type="PlacedEncoder"),
     backbone=dict(
         type="MinkResNet",
-        depth=[1, 1, 1, 1],
+        depth=[1, 2, 2, 2],
         channels=[32, 64, 64, 64],
         stem_channels=16,
         stem_stride=1,
@@ -31,11 +31,12 @@ model = dict(
         cut_first=True,
         dense_boxes=True,
         matching=True,
+        decision=dict(candidates=48, classes=len(_base_.class_names)),
     ),
     teacher=dict(type="ObjectTeacher", class_names={{_base_.class_names}}),
 )
 
-train_cfg = dict(max_epochs=5, val_interval=5)
+train_cfg = dict(max_epochs=4, val_interval=4)
 optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=0.002, weight_decay=0.01), clip_grad=dict(max_norm=5)
 )

@@ -75,6 +75,9 @@ class TextGrounder(BaseModel):
         alone = (self.backbone.out_channels,)
         widths = tuple(getattr(self.backbone, "stage_channels", alone))[-3:]
         derived = {"grid": grid, "in_channels": widths, "text_channels": self.text.out_channels}
+        if head.get("decision") is not None:
+            stages = getattr(self.backbone, "stage_channels", alone)
+            derived["fine_channels"] = stages[-4] if len(stages) > 3 else None
         self.head = MODELS.build({**head, **derived})
         self.mean_color = tuple(mean_color)
         self.teacher = None
@@ -103,7 +106,7 @@ class TextGrounder(BaseModel):
     def _answer(self, stages: list[SparseVoxels], batch: Batch):
         words, scenes = self.words(batch), _scenes(batch)[1]
         if len(set(scenes)) < len(scenes):
-            stages = [voxels.samples_at(scenes) for voxels in stages[-3:]]
+            stages = [voxels.samples_at(scenes) for voxels in stages[-4:]]
         return self.head(stages, words.features, words.padding)
 
     def voxels(self, batch: Batch) -> SparseVoxels:

@@ -6,6 +6,7 @@ import torch
 from sparse3d.models.backbones.mink_resnet import MinkResNet
 from sparse3d.models.heads import tsp3d_losses as losses
 from sparse3d.models.heads.tsp3d_fusion import Parts, RowAttention, scattered
+from sparse3d.models.heads.tsp3d_head import TSP3DHead
 from sparse3d.ops import backend
 from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, Boxes, Sample, SparseVoxels, VoxelGrid
@@ -14,17 +15,23 @@ from tests.voxel_cases import IMPLEMENTATIONS, random_coords
 NAMES = ("red", "blue")
 
 
-def model(seed=0, **head):
+DECISION = dict(candidates=8, classes=2, heads=2, hidden=16, layers=1)
+DECISIONS = pytest.mark.parametrize("decision", [None, DECISION], ids=["best voxel", "decision"])
+
+
+def model(seed=0, decision=None, **head):
+    """Small; with a decision the backbone has one more, finer stage."""
     torch.manual_seed(seed)
+    finer = decision is not None
     config = dict(
         type="TextGrounder",
-        voxel_size=0.1,
+        voxel_size=0.05 if finer else 0.1,
         text=dict(type="HashedWords", channels=16, buckets=64),
         encoder=dict(type="PlacedEncoder"),
         backbone=dict(
             type="MinkResNet",
-            depth=(1, 1, 1),
-            channels=(16, 16, 16),
+            depth=(1,) * (3 + finer),
+            channels=(8,) * finer + (16, 16, 16),
             stem_channels=8,
             stem_stride=1,
             pool=False,
@@ -39,6 +46,7 @@ def model(seed=0, **head):
             completion_limit=100,
             keep_most=(200, 100),
             nearest=8,
+            decision=decision,
             **head,
         ),
         teacher=dict(type="ObjectTeacher", class_names=NAMES),
@@ -74,17 +82,20 @@ def same(one, other) -> bool:
     )
 
 
+@DECISIONS
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_modes(implementation):
-    net, batch = model(), Batch([scene(), scene("a blue box", 1)])
+def test_modes(implementation, decision):
+    net, batch = model(decision=decision), Batch([scene(), scene("a blue box", 1)])
     with backend.forced(implementation):
         found = net(batch, "loss")
         sum(found.values()).backward()
         net.eval()
         (one, other), raw = net(batch, "predict"), net(batch, "tensor")
+    decided = ("loss_quality", "loss_second_box", "loss_choice", "loss_names")
     assert set(found) == {
         *("loss_box", "loss_class", "loss_keep", "loss_completion"),
         *("loss_object_class", "loss_object_box", "loss_sentence_class"),
+        *(decided if decision else ()),
     }
     assert all(value.isfinite() for value in found.values())
     silent = [n for n, p in net.named_parameters() if p.grad is None]
@@ -96,8 +107,9 @@ def test_modes(implementation):
         net(batch, "train")
 
 
-def test_it_learns_which_box_is_meant():
-    net = model(dense_boxes=True, cut_first=True, matching=True)
+@DECISIONS
+def test_it_learns_which_box_is_meant(decision):
+    net = model(decision=decision, dense_boxes=True, cut_first=True, matching=True)
     optimizer = torch.optim.AdamW(net.parameters(), 5e-3)
     batch = Batch([scene(), replace(scene("the blue box"), points=scene().points)])
     for _ in range(40):
@@ -121,8 +133,9 @@ def close(one, other) -> bool:
     )
 
 
-def test_the_order_of_points_leaves_no_trace_and_company_changes_nothing():
-    net = model().eval()
+@DECISIONS
+def test_the_order_of_points_leaves_no_trace_and_company_changes_nothing(decision):
+    net = model(decision=decision).eval()
     one, other = scene(), scene("the blue one", 3)
     mixed = replace(one, points=one.points[torch.randperm(len(one.points))])
     together = net(Batch([one, other]), "predict")
@@ -130,8 +143,9 @@ def test_the_order_of_points_leaves_no_trace_and_company_changes_nothing():
     assert close(together, [net(Batch([s]), "predict")[0] for s in (one, other)])
 
 
-def test_sentences_about_one_tensor_of_points_share_its_voxels():
-    net = model().eval()
+@DECISIONS
+def test_sentences_about_one_tensor_of_points_share_its_voxels(decision):
+    net = model(decision=decision).eval()
     one = scene()
     both = [one, replace(one, text="the blue box")]
     apart = [replace(s, points=s.points.clone()) for s in both]
@@ -163,8 +177,9 @@ def test_without_pruning_everything_stays_and_completion_adds_what_is_missing():
     assert len(pruned(Batch([scene()]), "tensor").voxels) < len(raw.voxels)
 
 
-def test_an_empty_scene_and_a_single_point_are_answered():
-    net = model().eval()
+@DECISIONS
+def test_an_empty_scene_and_a_single_point_are_answered(decision):
+    net = model(decision=decision).eval()
     full, single = scene(), scene()
     nothing = replace(full, points=full.points[:0])
     single = replace(full, points=full.points[:1])
@@ -176,8 +191,9 @@ def test_an_empty_scene_and_a_single_point_are_answered():
     assert all(value.isfinite() for value in losses.values())
 
 
-def test_an_explanation_names_the_words_and_the_stages():
-    found = model().eval().explain(scene("the red box"))
+@DECISIONS
+def test_an_explanation_names_the_words_and_the_stages(decision):
+    found = model(decision=decision).eval().explain(scene("the red box"))
     assert [scene().text[b:e] for b, e in found.spans[1:]] == ["the", "red", "box"]
     assert float(found.words.sum()) == pytest.approx(1, abs=1e-5) and len(found.words) == 4
     assert found.sizes == pytest.approx([0.8, 0.4, 0.2])
@@ -185,6 +201,11 @@ def test_an_explanation_names_the_words_and_the_stages():
 
 
 # ---------------------------------------------------------------------- what is not as it should be
+
+
+def test_a_decision_needs_a_finer_stage():
+    with pytest.raises(ValueError, match="four stages"):
+        TSP3DHead((16, 16, 16), VoxelGrid((0.1,) * 3, (0.0,) * 3), 16, decision=DECISION)
 
 
 @pytest.mark.parametrize(
@@ -303,3 +324,11 @@ def test_focal_loss_of_known_numbers():
     near = torch.tensor([True, True, False])
     one = losses.keep_loss(torch.zeros(3), near)
     assert float(one) == pytest.approx(float(half) * (2 * 0.75 + 0.25) / 2 / 3)
+
+
+def test_under_equal_shares_objects_count_alike():
+    weights = losses.equal_shares(torch.tensor([0, 0, 0, 1, -1, 2, 2]))
+    assert torch.allclose(weights, torch.tensor([2 / 3, 2 / 3, 2 / 3, 2, 1, 1, 1]))
+    assert torch.equal(losses.equal_shares(torch.tensor([-1, -1])), torch.ones(2))
+    crowd = torch.cat([torch.zeros(1000, dtype=torch.int64), torch.tensor([1])])
+    assert float(losses.equal_shares(crowd).max()) == 8

@@ -48,8 +48,8 @@ def iou_branch_loss(predicted: Tensor, boxes: Tensor, target: Tensor) -> Tensor:
     return (predicted - (2 * iou.to(predicted) - 1)).abs().sum() / max(len(boxes), 1)
 
 
-def diou_loss(boxes: Tensor, target: Tensor) -> Tensor:
-    """Mean of 1 - DIoU of boxes taken as axis-aligned, heading ignored.
+def diou_loss(boxes: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean (by ``weights`` [M]) of 1 - DIoU of boxes taken as axis-aligned, heading ignored.
 
     DIoU (https://arxiv.org/abs/1911.08287) is IoU less the squared distance of the centres over the
     squared diagonal of the box around both, cut to -1..1.
@@ -66,4 +66,6 @@ def diou_loss(boxes: Tensor, target: Tensor) -> Tensor:
     union = boxes[:, 3:6].prod(1) + target[:, 3:6].prod(1) - inner
     distance = ((boxes[:, :3] - target[:, :3]) ** 2).sum(1)
     diou = inner / union - distance / ((outer_high - outer_low) ** 2).sum(1)
-    return (1 - diou.clamp(-1, 1)).sum() / max(len(boxes), 1)
+    if weights is None:
+        return (1 - diou.clamp(-1, 1)).sum() / max(len(boxes), 1)
+    return ((1 - diou.clamp(-1, 1)) * weights).sum() / weights.sum().clamp(min=1e-6)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sparse3d.registry import MODELS
 from sparse3d.structures import Boxes, SparseVoxels, VoxelGrid
 
-from .tsp3d_losses import direct_box_loss, smallest_box, start_small
+from .tsp3d_losses import direct_box_loss, equal_shares, smallest_box, start_small
 
 
 @MODELS.register_module()
@@ -50,7 +50,7 @@ class ObjectTeacher(nn.Module):
     def loss(
         self, stages: Sequence[SparseVoxels], boxes: list[Boxes], labels: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Cross entropy of the classes and errors of the boxes, means over voxels and levels.
+        """Cross entropy of the classes and errors of the boxes, means over objects and levels.
 
         Args:
             stages: voxels of the levels, finest first.
@@ -65,9 +65,10 @@ class ObjectTeacher(nn.Module):
             rows, wanted = self._targets(voxels, boxes, labels)
             raw, logits = box(voxels.features).float(), names(voxels.features).float()
             found = torch.cat([voxels.centers() + raw[:, :3], raw[:, 3:].exp()], 1)
-            named = F.cross_entropy(logits, wanted, reduction="sum") / max(len(wanted), 1)
-            total["loss_object_class"] += share * named
-            total["loss_object_box"] += share * direct_box_loss(found, rows, truth)
+            weights = equal_shares(rows)
+            named = F.cross_entropy(logits, wanted, reduction="none") * weights
+            total["loss_object_class"] += share * named.sum() / weights.sum().clamp(min=1)
+            total["loss_object_box"] += share * direct_box_loss(found, rows, truth, weights)
         return total
 
     def _targets(

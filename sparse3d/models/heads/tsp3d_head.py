@@ -4,7 +4,7 @@ Paper https://arxiv.org/abs/2502.10392. Levels are numbered from the finest: 0, 
 three stages of the backbone (strides 16, 32, 64 as published).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from sparse3d.structures import Boxes, Detections, SparseVoxels, VoxelGrid
 
 from ..layers import SubMConv, TransposedConv, VoxelBatchNorm, VoxelSequential
 from . import tsp3d_losses as losses
+from .tsp3d_decision import Choice, Decision, choice_loss, overlaps, quality_loss
 from .tsp3d_fusion import FusionEncoder, PositionEmbedding, scattered
 
 
@@ -45,6 +46,7 @@ class Grounding:
         completion: judgement of the backbone's voxels of level 0.
         remaining: voxels after each pruning, by the level that was judged.
         sentences: [B, C] the words that stand for the sentences, after all encoders.
+        choice: the comparison of the best boxes, where the head has a decision.
     """
 
     voxels: SparseVoxels
@@ -54,6 +56,18 @@ class Grounding:
     completion: Judgement
     remaining: dict[int, SparseVoxels]
     sentences: Tensor
+    choice: Choice | None = None
+
+    def answers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scenes [A] that have an answer, their boxes [A, 6] and their scores [A] in 0..1."""
+        if self.choice is None:
+            rows = self.voxels.best(self.logits, 1).nonzero().squeeze(1)
+            return self.voxels.batch_index[rows], self.boxes[rows], self.logits[rows].sigmoid()
+        scenes = self.choice.there.any(1).nonzero().squeeze(1)
+        if not len(scenes):
+            return scenes, self.boxes[:0], self.logits[:0]
+        scores, best = self.choice.logits[scenes].softmax(1).max(1)
+        return scenes, self.choice.boxes[scenes, best], scores
 
 
 @MODELS.register_module()
@@ -67,6 +81,7 @@ class TSP3DHead(nn.Module):
         in_channels: channels of the three levels, finest first; equal.
         grid: the base grid.
         text_channels: width of the words' features.
+        fine_channels: channels of the stage before the three; a decision needs it.
         heads, hidden, dropout, layers: of the encoders.
         thresholds: keep score above which a voxel of level 1 and of level 2 stays at test.
         completion_threshold: score above which a missing voxel of level 0 is added.
@@ -91,6 +106,8 @@ class TSP3DHead(nn.Module):
             speak for the target learn a box).
         matching: whether the product of the backbone's feature and the sentence counts in a voxel's
             scores beside the published layers; it learns much faster which words mean which voxels.
+        decision: settings of ``Decision``, which compares the best boxes; None: the best voxel
+            answers, as published.
 
     Raises:
         ValueError: the levels differ in width.
@@ -101,6 +118,7 @@ class TSP3DHead(nn.Module):
         in_channels: Sequence[int],
         grid: VoxelGrid,
         text_channels: int,
+        fine_channels: int | None = None,
         heads: int = 8,
         hidden: int = 128,
         dropout: float = 0.1,
@@ -120,6 +138,7 @@ class TSP3DHead(nn.Module):
         cut_first: bool = False,
         dense_boxes: bool = False,
         matching: bool = False,
+        decision: Mapping | None = None,
     ):
         super().__init__()
         if len(set(in_channels)) != 1 or len(in_channels) != 3:
@@ -157,6 +176,12 @@ class TSP3DHead(nn.Module):
         self.score = nn.Linear(width, 1)
         losses.start_small(self.box)
         self.match = nn.ModuleList(Matching(width) for _ in range(3 if matching else 0))
+        self.decision = None
+        if decision is not None:
+            if fine_channels is None:
+                raise ValueError("a decision needs a backbone of four stages or more")
+            self.decision = Decision(width, fine_channels, **decision)
+            self.learns_classes = self.decision.names is not None
 
     def forward(self, stages: Sequence[SparseVoxels], text: Tensor, padding: Tensor) -> Grounding:
         """From the backbone's stages (the last three are used) and the words.
@@ -185,7 +210,11 @@ class TSP3DHead(nn.Module):
         logits = self.score(hidden.features)[:, 0].float()
         if self.match:
             logits = logits + self.match[0](stages[-3], hidden.coords, words[:, 0])
-        return Grounding(hidden, boxes, logits, kept, completion, remaining, words[:, 0])
+        choice = None
+        if self.decision is not None:
+            choice = self.decision(hidden, stages[-4], boxes, logits, words, padding)
+        said = words[:, 0]
+        return Grounding(hidden, boxes, logits, kept, completion, remaining, said, choice)
 
     def points(self, voxels: SparseVoxels) -> Tensor:
         """[N, 3] metres: the lower corners of the cells, which stand for them in TSP3D."""
@@ -277,6 +306,7 @@ class TSP3DHead(nn.Module):
         boxes: list[Boxes],
         target: list[int],
         anchors: list[list[int]],
+        labels: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Losses, each the mean over the scenes.
 
@@ -285,13 +315,18 @@ class TSP3DHead(nn.Module):
             boxes: all objects of each scene; headings do not count.
             target: row of the object that each sentence means.
             anchors: rows of the objects that it names beside it; may be empty.
+            labels: classes of ``boxes``, -1 for others; a decision may learn them.
         """
-        total = {"loss_box": 0.0, "loss_class": 0.0, "loss_keep": 0.0, "loss_completion": 0.0}
+        total: dict[str, Tensor] = {}
         scenes = zip(boxes, target, anchors, strict=True)
         for scene, (objects, row, beside) in enumerate(scenes):
             rows = objects.tensor[:, :6]
-            for name, value in self._scene_losses(raw, scene, rows, row, beside).items():
-                total[name] = total[name] + value / len(boxes)
+            found = self._scene_losses(raw, scene, rows, row, beside)
+            if raw.choice is not None:
+                known = None if labels is None else labels[scene]
+                found |= self._choice_losses(raw, scene, rows, row, known)
+            for name, value in found.items():
+                total[name] = total.get(name, 0) + value / len(boxes)
         return total
 
     def _scene_losses(
@@ -303,9 +338,9 @@ class TSP3DHead(nn.Module):
         assigned = losses.assign(places, truth[:, :3], self.nearest)
         box = losses.box_loss(raw.boxes[mine], assigned, truth)
         if self.dense_boxes:
-            edge = raw.voxels.stride[0] * self.grid.voxel_size[0]
-            others = losses.smallest_box(places + edge / 2, objects, edge / 2)
-            box = box + losses.direct_box_loss(raw.boxes[mine], others, objects)
+            others = self._objects_of(raw.voxels, mine, objects)
+            shares = losses.equal_shares(others)
+            box = box + losses.direct_box_loss(raw.boxes[mine], others, objects, shares)
         looked = raw.completion.voxels.coords[:, 0] == scene
         places = self.points(raw.completion.voxels)[looked]
         belongs = losses.assign(places, truth[:, :3], self.nearest)
@@ -324,17 +359,50 @@ class TSP3DHead(nn.Module):
             "loss_completion": losses.class_loss(raw.completion.logits[looked], belongs),
         }
 
+    def _objects_of(self, voxels: SparseVoxels, rows: Tensor, objects: Tensor) -> Tensor:
+        """The object that each of the voxels ``rows`` lies in, -1 for none."""
+        edge = voxels.stride[0] * self.grid.voxel_size[0]
+        return losses.smallest_box(self.points(voxels)[rows] + edge / 2, objects, edge / 2)
+
+    def _choice_losses(
+        self, raw: Grounding, scene: int, objects: Tensor, target: int, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        choice, mine = raw.choice, raw.voxels.coords[:, 0] == scene
+        inside = self._objects_of(raw.voxels, mine, objects)
+        own = overlaps(raw.boxes[mine].detach(), objects)
+        own = own.gather(1, inside.clamp(min=0)[:, None])[:, 0]
+        there = choice.there[scene]
+        boxes, logits = choice.boxes[scene][there], choice.logits[scene][there]
+        before = overlaps(raw.boxes[choice.rows[scene][there]].detach(), objects)
+        overlap, row = before.max(1)
+        found = {
+            "loss_quality": quality_loss(
+                choice.quality[mine],
+                torch.where(inside >= 0, own, 0),
+                losses.equal_shares(inside),
+            ),
+            "loss_second_box": losses.direct_box_loss(
+                boxes, torch.where(overlap > 0.1, row, -1), objects
+            ),
+            "loss_choice": choice_loss(logits, boxes.detach(), objects[target : target + 1]),
+        }
+        if labels is not None and len(row):
+            names = choice.names[scene][there]
+            wanted = torch.where(
+                (overlap > 0.25) & (labels[row] >= 0), labels[row], names.shape[1] - 1
+            )
+            found["loss_names"] = F.cross_entropy(names, wanted)
+        return found
+
     def predict(self, raw: Grounding) -> list[Detections]:
         """The box of the best voxel of each scene; none where there is no voxel."""
-        voxels = raw.voxels
-        rows = voxels.best(raw.logits, 1).nonzero().squeeze(1)
-        boxes = torch.cat([raw.boxes[rows], raw.boxes.new_zeros(len(rows), 1)], 1)
+        scenes, boxes, scores = raw.answers()
+        boxes = torch.cat([boxes, boxes.new_zeros(len(boxes), 1)], 1)
         found = []
-        for scene in range(voxels.batch_size):
-            mine = voxels.coords[rows, 0] == scene
-            scores = raw.logits[rows[mine]].sigmoid()
-            labels = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-            found.append(Detections(Boxes(boxes[mine]), scores, labels))
+        for scene in range(raw.voxels.batch_size):
+            mine = scenes == scene
+            labels = torch.zeros(int(mine.sum()), dtype=torch.int64, device=scores.device)
+            found.append(Detections(Boxes(boxes[mine]), scores[mine], labels))
         return found
 
     def remaining(self, raw: Grounding) -> list[SparseVoxels]:
@@ -359,7 +427,7 @@ class TSP3DHead(nn.Module):
         words = key[parts.known]
         if not len(query) or not len(raw.logits):
             return raw, words.new_full((len(words),), 1 / len(words))
-        box = raw.boxes[raw.logits.argmax()]
+        box = raw.answers()[1][0]
         away = ((self.points(raw.completion.voxels) - box[:3]).abs() - box[3:] / 2).amax(1)
         near = (away < 0) | (away == away.min())
         return raw, attention.weights(query[near], words).mean(0)

@@ -81,16 +81,37 @@ def box_loss(boxes: Tensor, assigned: Tensor, truth: Tensor) -> Tensor:
     return diou_loss(boxes[positive], truth[assigned[positive]])
 
 
-def direct_box_loss(boxes: Tensor, assigned: Tensor, truth: Tensor) -> Tensor:
+def direct_box_loss(
+    boxes: Tensor, assigned: Tensor, truth: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Mean L1 of centres (metres) and of sizes' logarithms, and 1 - DIoU.
 
-    Where boxes do not overlap yet, DIoU alone hardly says where to go. Arguments as ``box_loss``.
+    Where boxes do not overlap yet, DIoU alone hardly says where to go. Arguments as ``box_loss``,
+    and ``weights`` [N] of the means.
     """
     positive = assigned >= 0
     own, wanted = boxes[positive], truth[assigned[positive]]
-    centers = F.smooth_l1_loss(own[:, :3], wanted[:, :3], beta=0.02, reduction="sum")
-    sizes = F.smooth_l1_loss(own[:, 3:6].log(), wanted[:, 3:6].log(), beta=0.05, reduction="sum")
-    return (centers * 2 + sizes) / max(len(own), 1) / 3 + diou_loss(own, wanted)
+    weight = own.new_ones(len(own)) if weights is None else weights[positive]
+    centers = F.smooth_l1_loss(own[:, :3], wanted[:, :3], beta=0.02, reduction="none")
+    sizes = F.smooth_l1_loss(own[:, 3:6].log(), wanted[:, 3:6].log(), beta=0.05, reduction="none")
+    away = ((centers * 2 + sizes).sum(1) * weight).sum() / weight.sum().clamp(min=1e-6) / 3
+    return away + diou_loss(own, wanted, weight)
+
+
+def equal_shares(rows: Tensor, most: float = 8.0) -> Tensor:
+    """[N] weights under which each object counts alike, however many voxels it has.
+
+    Args:
+        rows: [N] object of each voxel, -1 for none; those weigh 1, the others 1 on average.
+        most: no voxel weighs more, so that an object of a single one does not rule.
+    """
+    weights = torch.ones(len(rows), device=rows.device)
+    positive = rows >= 0
+    if positive.any():
+        counts = torch.bincount(rows[positive])
+        mean = positive.sum() / (counts > 0).sum()
+        weights[positive] = (mean / counts[rows[positive]]).clamp(max=most)
+    return weights
 
 
 def start_small(box: nn.Linear, size: float = 0.6) -> None:
