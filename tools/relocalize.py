@@ -27,11 +27,11 @@ from sparse3d.engine.command_line import plain_errors
 from sparse3d.engine.progress import left
 from sparse3d.evaluation.relocalization import lines, pose_errors, summarize
 from sparse3d.models.relocalization import compression
-from sparse3d.models.relocalization.builder import BuildSettings, build_map
+from sparse3d.models.relocalization.builder import BuildSettings, Survey, survey
 from sparse3d.models.relocalization.features import make_extractor
 from sparse3d.models.relocalization.lens import Intrinsics
 from sparse3d.models.relocalization.map_file import STORAGE, load_map, save_map
-from sparse3d.models.relocalization.uncertainty import coverage, score
+from sparse3d.models.relocalization.uncertainty import UNKNOWN, coverage
 from sparse3d.models.relocalizer import QuerySettings, Relocalizer
 
 FORMATS = {"7scenes": SevenScenesViews, "cambridge": CambridgeViews, "colmap": ColmapViews}
@@ -62,8 +62,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--calibrate",
         type=int,
         default=0,
-        metavar="K",
-        help="leave out every K-th picture first, to learn how far off poses are",
+        metavar="RUNS",
+        help="in so many runs leave a part of the pictures out, to learn how far off poses are",
     )
     query = commands.add_parser("query", help="where one picture was taken")
     query.add_argument("map")
@@ -147,9 +147,12 @@ def build(args: argparse.Namespace) -> None:
     truth = getattr(data, "ground_truth", "") or f"{data.name} model"
     started = time.time()
     about = {"data": data.name, "ground_truth": truth}
+    known = survey(pictures(data), len(data), extractor, Bar())
     if args.calibrate:
-        about["calibration"] = calibrate(data, extractor, settings, args.calibrate)
-    place = build_map(pictures(data), len(data), extractor, settings, Bar(), **about)
+        if not 2 <= args.calibrate <= len(data):
+            raise ValueError(f"--calibrate is {args.calibrate}; 2 to {len(data)} runs are possible")
+        about["calibration"] = calibrate(known, data, extractor, settings, args.calibrate)
+    place = known.build(settings, Bar(), **about)
     size = save_map(place, args.map, args.storage)
     print(
         f"wrote {args.map}: {len(place)} landmarks of {len(data)} pictures, {size / 1e6:.3f} MB, "
@@ -157,19 +160,22 @@ def build(args: argparse.Namespace) -> None:
     )
 
 
-def calibrate(data, extractor, settings: BuildSettings, every: int) -> list[float]:
-    """Conformal scores of every ``every``-th mapping picture in a map of the others."""
-    held = list(range(every // 2, len(data), every))
-    rest = [row for row in range(len(data)) if row not in held]
-    place = build_map(pictures(data, rest), len(rest), extractor, settings, Bar())
-    locate = Relocalizer(place, extractor)
-    scores = []
-    for _, image, camera in pictures(data, held):
-        answer = locate.localize(image, camera)
-        metres, degrees = pose_errors(answer.pose, camera.world_to_cam.numpy())
-        sigma = answer.sigma or (np.inf, np.inf)
-        scores.append(score((metres, np.deg2rad(degrees)), sigma))
-    return [s if np.isfinite(s) else 1e9 for s in scores]
+def calibrate(known: Survey, data, extractor, settings: BuildSettings, runs: int) -> list:
+    """Errors and sigmas of all mapping pictures, each in a map without it and its neighbours."""
+    rows = [[UNKNOWN] * 4] * len(data)
+    bar = Bar()
+    for run in range(runs):
+        held = range(run * len(data) // runs, (run + 1) * len(data) // runs)
+
+        bar(run / runs, f"calibrating, run {run + 1} of {runs}")
+        locate = Relocalizer(known.build(settings, without=held), extractor)
+        for row in held:
+            camera = data[row].cameras[VIEW]
+            answer = locate.localize_features(known.features[row], Intrinsics.of(camera))
+            if answer.success:
+                metres, degrees = pose_errors(answer.pose, camera.world_to_cam.numpy())
+                rows[row] = [metres, np.deg2rad(degrees), *answer.sigma]
+    return rows
 
 
 def query(args: argparse.Namespace) -> None:
@@ -239,14 +245,14 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def report_coverage(locate, errors, answers, groups) -> dict:
     """Coverage of the pose sets, overall and per group; empty without calibration."""
-    scores = locate.place.meta.get("calibration")
-    if not scores:
+    known = locate.place.meta.get("calibration")
+    if not known:
         return {}
     out = {}
     for group in ["all", *sorted(set(groups or ()))]:
         rows = [i for i in range(len(errors)) if group == "all" or groups[i] == group]
         radians = [(errors[i][0], np.deg2rad(errors[i][1])) for i in rows]
-        found = coverage(radians, [answers[i].sigma for i in rows], scores, CONFIDENCE)
+        found = coverage(radians, [answers[i].sigma for i in rows], known, CONFIDENCE)
         print(
             f"{group:6} pose sets of {CONFIDENCE:.0%}: hold {100 * found['coverage']:.1f} %, "
             f"{found['unknown']} unknown, median {found['radius_cm']:.2f} cm "
@@ -268,7 +274,7 @@ def info(args: argparse.Namespace) -> None:
     nodes = f"{len(place.voxels)} nodes of {modes}" if place.renders else "no volumes"
     print(f"descriptors of {place.rank} numbers, {nodes}, {len(place.frames)} pictures")
     for name, value in place.meta.items():
-        print(f"{name}: {f'{len(value)} scores' if name == 'calibration' else value}")
+        print(f"{name}: {f'of {len(value)} pictures' if name == 'calibration' else value}")
 
 
 def compress(args: argparse.Namespace) -> None:

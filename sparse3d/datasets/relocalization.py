@@ -47,18 +47,26 @@ class SevenScenesViews(PublishedSplits):
     camera by structure from motion (Brachmann et al., 2021); a line is
     ``path qw qx qy qz tx ty tz f``, world to camera. Otherwise they are ``frame-*.pose.txt``:
     camera to world of the DEPTH camera, centimetres off for the colour picture. ``ground_truth``
-    says which.
+    says which. ``intrinsics.json``, where it is there, gives the colour camera ('color': w, h, fx,
+    cx, cy from the corner) and may say what the poses are ('poses').
 
     Args:
         data_root: folder of the scene.
-        focal: pixels, where no file gives it.
+        focal: pixels of 640 x 480 pictures, where no file gives it.
         options: of ViewDataset.
     """
 
     name = "7scenes"
 
     def __init__(self, data_root: str | Path, focal: float = 525.0, **options: Any):
-        self.focal = focal
+        self.lens = {"w": 640, "h": 480, "fx": focal, "cx": 320.0, "cy": 240.0}
+        self.poses = "pose.txt (depth camera, KinectFusion)"
+        path = Path(data_root) / "intrinsics.json"
+        if path.is_file():
+            with reading(path):
+                table = json.loads(path.read_text())
+                self.lens |= {key: table["color"][key] for key in self.lens}
+            self.poses = table.get("poses", self.poses)
         super().__init__(data_root, **options)
 
     def read_split(self, split: str) -> list[View]:
@@ -67,7 +75,7 @@ class SevenScenesViews(PublishedSplits):
             self.ground_truth = "pgt_sfm (colour camera, structure from motion)"
             with reading(path):
                 return [self._line(line) for line in path.read_text().splitlines() if line.strip()]
-        self.ground_truth = "pose.txt (depth camera, KinectFusion)"
+        self.ground_truth = self.poses
         return self._depth_poses(split)
 
     def _line(self, line: str) -> View:
@@ -91,12 +99,12 @@ class SevenScenesViews(PublishedSplits):
                     pose = np.linalg.inv(np.loadtxt(file).reshape(4, 4))
                 stem = file.name.removesuffix(".pose.txt")
                 picture = next(file.parent.glob(f"{stem}.color.*"), file.with_name(f"{stem}.png"))
-                views.append(self._view(f"{folder}/{picture.name}", pose, self.focal))
+                views.append(self._view(f"{folder}/{picture.name}", pose, self.lens["fx"]))
         return views
 
     def _view(self, name: str, pose: np.ndarray, focal: float) -> View:
-        K = np.array([[focal, 0, 320.0], [0, focal, 240.0], [0, 0, 1]])
-        return View(name, self.data_root / name, K, pose, (640, 480))
+        K = np.array([[focal, 0, self.lens["cx"]], [0, focal, self.lens["cy"]], [0, 0, 1]])
+        return View(name, self.data_root / name, K, pose, (self.lens["w"], self.lens["h"]))
 
     def categories(self) -> list[str] | None:
         """Kind of each query, where ``query_category.json`` gives it: near, far, wide."""

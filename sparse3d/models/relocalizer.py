@@ -26,7 +26,7 @@ from .relocalization.matching import (
 )
 from .relocalization.pose import LEAST, Pose, refine_pose, solve_pose
 from .relocalization.tracking import check_poses
-from .relocalization.uncertainty import pose_set
+from .relocalization.uncertainty import HeldOut, pose_set
 
 WIDE = 160.0
 """Pixels around a landmark's place searched from a prior."""
@@ -84,7 +84,7 @@ class Localization:
     covariance: np.ndarray | None = None
     matches: Matches | None = None
     pixels: Tensor | None = None
-    calibration: list[float] = field(default_factory=list, repr=False)
+    calibration: list[HeldOut] = field(default_factory=list, repr=False)
 
     @property
     def center(self) -> np.ndarray | None:

@@ -1,5 +1,7 @@
 """7-Scenes and Cambridge as they are published."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -43,6 +45,21 @@ def test_colour_poses_take_their_place(tmp_path):
         SevenScenesViews(tmp_path, split="train")
 
 
+def test_intrinsics_of_the_folder_count(tmp_path):
+    write_scene(tmp_path)
+    lens = {"w": 320, "h": 240, "fx": 300.0, "fy": 300.0, "cx": 161.0, "cy": 120.0}
+    table = {"color": lens, "poses": "exact"}
+    (tmp_path / "intrinsics.json").write_text(json.dumps(table))
+    data = SevenScenesViews(tmp_path, split="test")
+    assert data.ground_truth == "exact"
+    K = data[0].cameras[VIEW].K  # of the picture, which has 640 x 480 pixels
+    np.testing.assert_allclose(K[:2, 2], [321.5, 239.5])
+    np.testing.assert_allclose(K[0, 0], 600)
+    (tmp_path / "intrinsics.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"intrinsics\.json"):
+        SevenScenesViews(tmp_path, split="test")
+
+
 def test_cambridge_gives_centres(tmp_path):
     (tmp_path / "seq1").mkdir()
     cv2.imwrite(str(tmp_path / "seq1" / "a.png"), np.zeros((1080, 1920, 3), np.uint8))
@@ -63,9 +80,14 @@ def test_a_quaternion_without_length_is_refused():
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("root", real_data("redkitchen"), ids=lambda p: p.name)
-def test_the_published_scene_opens(root):
+@pytest.mark.parametrize("split", real_data("*/TestSplit.txt"), ids=lambda p: p.parent.name)
+def test_published_scenes_open(split):
+    root = split.parent
     data = SevenScenesViews(root, split="test")
-    assert len(data.categories()) == len(data) > 0
-    assert data[0].images[VIEW].shape == (480, 640, 3)
-    assert len(SevenScenesViews(root, split="train", train_views=6)) == 6
+    groups = data.categories()
+    assert len(data) > 0 and (groups is None or len(groups) == len(data))
+    sample = data[0]
+    height, width = sample.images[VIEW].shape[:2]
+    assert sample.cameras[VIEW].size == (width, height)
+    mapping = SevenScenesViews(root, split="train")
+    assert len(SevenScenesViews(root, split="train", train_views=6)) == min(6, len(mapping))

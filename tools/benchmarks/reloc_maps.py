@@ -2,23 +2,18 @@
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparse3d.evaluation.relocalization import pose_errors, summarize
 from sparse3d.models.relocalization import compression
-from sparse3d.models.relocalization.builder import (
-    BuildSettings,
-    extract_all,
-    make_map,
-    observe,
-)
+from sparse3d.models.relocalization.builder import BuildSettings, survey
 from sparse3d.models.relocalization.features import RootSIFT
 from sparse3d.models.relocalization.landmarks import LandmarkMap
 from sparse3d.models.relocalization.lens import Intrinsics
 from sparse3d.models.relocalization.map_file import load_map, save_map
-from sparse3d.models.relocalization.tracking import match_pairs
 from sparse3d.models.relocalizer import QuerySettings, Relocalizer
 from tools.relocalize import Bar, degraded, open_data, pictures
 
@@ -109,10 +104,11 @@ def run(args: argparse.Namespace) -> list[dict]:
 def line(row: dict) -> str:
     """One row as a person reads it."""
     return (
-        f"{row['scene']:16} {row['views']:3} views {row['form']:38} {row['landmarks']:5} landmarks "
-        f"{row['mb']:.3f} MB {row['queries']:8} {row['group']:5} {row['count']:3}: "
+        f"{row['scene']:16} {row['views']:3} views {row['implementation']:38} "
+        f"{row['landmarks']:5} landmarks {row['mb']:.3f} MB "
+        f"{row['queries']:8} {row['group']:5} {row['count']:3}: "
         f"{row['median_cm']:.2f} cm {row['median_deg']:.2f} deg, 5 cm {row['recall_5cm_5deg']:.0f} "
-        f"%, 2 cm {row['recall_2cm_2deg']:.0f} %, failures {row['failures']}"
+        f"%, 2 cm {row['recall_2cm_2deg']:.0f} %, failures {row['failures']}, {row['ms']:.0f} ms"
     )
 
 
@@ -139,7 +135,7 @@ def scene(folder: str, views: int, args: argparse.Namespace) -> Iterator[dict]:
                 form.make(found.single if form.single else found.full), form, megabytes
             )
             for kind, features in found.queries.items():
-                row = about | {"form": name, "landmarks": len(place), "mb": size / 1e6}
+                row = about | {"implementation": name, "landmarks": len(place), "mb": size / 1e6}
                 yield from results(place, form, found, features, row | {"queries": kind})
 
 
@@ -148,24 +144,19 @@ def prepare(folder: str, views: int, args: argparse.Namespace) -> Scene:
     extractor, bar = RootSIFT(), Bar()
     data = open_data(folder, "train", None, views)
     test = open_data(folder, "test", None)
-    settings = BuildSettings()
-    features, posed, names = extract_all(pictures(data), extractor, len(data), bar)
-    matches = match_pairs(features, posed, extractor.ratio, extractor.similarity, bar)
-    seen = observe(features, posed, matches, settings)
-    about = {"features": extractor.name, "channels": extractor.channels}
-    full = make_map(seen, posed, settings, bar, **about)
-    flat = make_map(seen, posed, BuildSettings(frames=True), bar, **about)
+    known = survey(pictures(data), len(data), extractor, bar)
+    full, flat = known.build(BuildSettings(), bar), known.build(BuildSettings(frames=True), bar)
     asked = list(pictures(test))
     groups = test.categories() if hasattr(test, "categories") else None
     if args.unused:
         rest = open_data(folder, "train", None)
-        asked += [view for view in pictures(rest) if view[0] not in names]
+        asked += [view for view in pictures(rest) if view[0] not in known.names]
         groups = groups and groups + ["rest"] * (len(asked) - len(groups))
     queries = {
         "clean": [extractor.extract(image) for _, image, _ in asked],
         "degraded": [extractor.extract(degraded(im, i)) for i, (_, im, _) in enumerate(asked)],
     }
-    away = (posed.centers[:, None].float() - full.positions).norm(dim=-1)[full.seen].median()
+    away = (known.posed.centers[:, None].float() - full.positions).norm(dim=-1)[full.seen].median()
     scale = 1.0 if args.depth is None else args.depth / float(away)
     return Scene(full, flat, queries, [camera for *_, camera in asked], groups, scale)
 
@@ -195,14 +186,16 @@ def results(place, form: Form, found: Scene, features: list, row: dict) -> Itera
     extractor = RootSIFT()
     extractor.covariant = form.directions
     locate = Relocalizer(place, extractor, form.settings)
-    errors = []
+    errors, started = [], time.process_time()
     for given, camera in zip(features, found.cameras):
         lens = Intrinsics.of(camera)
         answer = locate.localize_features(given, lens)
         metres, degrees = pose_errors(answer.pose, camera.world_to_cam.numpy())
         errors.append((metres * found.scale, degrees))
+    ms = (time.process_time() - started) / max(len(errors), 1) * 1e3  # processor time
     table = summarize(errors, "", found.groups)
     for group in ("", *sorted(set(found.groups or ()))):
         prefix = f"{group}/" if group else ""
         numbers = {name: table[prefix + name] for name in NUMBERS}
-        yield row | {"group": group or "all", "count": table[f"{prefix}queries"]} | numbers
+        count = table[f"{prefix}queries"]
+        yield row | {"group": group or "all", "count": count, "ms": round(ms, 2)} | numbers

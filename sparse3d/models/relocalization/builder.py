@@ -1,6 +1,6 @@
 """Makes a map of posed pictures: features, tracks, points, descriptors, volumes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -250,6 +250,55 @@ def lift(place: LandmarkMap, codes: Tensor) -> Tensor:
     return torch.cat([codes + inside, rest.expand(*codes.shape[:-1], 1)], -1)
 
 
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What all maps of the same pictures share.
+
+    Attributes:
+        features: of each picture.
+        posed: their cameras.
+        names: of the pictures.
+        matches: of pairs of pictures.
+        kind: what the map should say of the features.
+    """
+
+    features: list[Features]
+    posed: Posed
+    names: list[str]
+    matches: list[Match]
+    kind: dict[str, Any]
+
+    def build(
+        self,
+        settings: BuildSettings = BuildSettings(),
+        report: Report = lambda share, text: None,
+        without: Collection[int] = (),
+        **meta: Any,
+    ) -> LandmarkMap:
+        """A map of the pictures but for the rows ``without``; ``meta`` is what it says of itself.
+
+        Raises:
+            ValueError: nothing is seen twice.
+        """
+        matches = [m for m in self.matches if m[0] not in without and m[1] not in without]
+        seen = observe(self.features, self.posed, matches, settings)
+        about = self.kind | {"pictures": len(self.names) - len(without)}
+        return make_map(seen, self.posed, settings, report, **about, **meta)
+
+
+def survey(
+    pictures: Iterable[tuple[str, Any, Camera]],
+    count: int,
+    extractor,
+    report: Report = lambda share, text: None,
+) -> Survey:
+    """Features and matches of pictures with known cameras; see ``build_map``."""
+    features, posed, names = extract_all(pictures, extractor, count, report)
+    matches = match_pairs(features, posed, extractor.ratio, extractor.similarity, report)
+    kind = {"features": extractor.name, "channels": extractor.channels}
+    return Survey(features, posed, names, matches, kind)
+
+
 def build_map(
     pictures: Iterable[tuple[str, Any, Camera]],
     count: int,
@@ -271,8 +320,4 @@ def build_map(
     Raises:
         ValueError: fewer than two pictures, poses that are no rotations, or nothing seen twice.
     """
-    features, posed, names = extract_all(pictures, extractor, count, report)
-    matches = match_pairs(features, posed, extractor.ratio, extractor.similarity, report)
-    seen = observe(features, posed, matches, settings)
-    about = {"features": extractor.name, "channels": extractor.channels, "pictures": len(names)}
-    return make_map(seen, posed, settings, report, **about, **meta)
+    return survey(pictures, count, extractor, report).build(settings, report, **meta)

@@ -1,5 +1,6 @@
 """Rays, projections and triangulation of many points at once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,29 @@ def triangulate(
     """
     if len(tracks) == 0:
         return matrices.new_zeros(0, 3), matrices.new_zeros(tracks.present.shape)
+    points = matrices.new_zeros(len(tracks), 3)
+    for rows, part in _by_length(tracks):
+        points[rows] = _refined(matrices, part, scale, starts, rounds)
+    return points, reprojection_errors(matrices, tracks, points)
+
+
+def _by_length(tracks: Tracks) -> Iterator[tuple[Tensor, Tracks]]:
+    """Rows of tracks of like length, and these, present places first and no wider than needed."""
+    counts = tracks.present.sum(1)
+    order = torch.argsort((~tracks.present).int(), dim=1, stable=True)
+    shortest = -1
+    for longest in (4, 8, 16, tracks.present.shape[1]):
+        rows = ((counts > shortest) & (counts <= longest)).nonzero()[:, 0]
+        shortest = longest
+        if not len(rows):
+            continue
+        places = order[rows, : int(counts[rows].max().clamp(min=1))]
+        pixels = tracks.points[rows].gather(1, places[..., None].expand(-1, -1, 2))
+        views, present = (t[rows].gather(1, places) for t in (tracks.views, tracks.present))
+        yield rows, Tracks(pixels, views, present)
+
+
+def _refined(matrices: Tensor, tracks: Tracks, scale: float, starts: int, rounds: int) -> Tensor:
     points = _best_start(matrices, tracks, scale, starts)
     damping = points.new_full((len(points),), 1e-4)
     cost = _robust_cost(reprojection_errors(matrices, tracks, points), scale)
@@ -98,7 +122,7 @@ def triangulate(
         points = torch.where(better[:, None], moved, points)
         cost = torch.where(better, found, cost)
         damping = torch.where(better, damping / 5, damping * 5).clamp(1e-12, 1e6)
-    return points, reprojection_errors(matrices, tracks, points)
+    return points
 
 
 def _robust_cost(errors: Tensor, scale: float) -> Tensor:

@@ -221,9 +221,11 @@ def keep_good(
         pixels: largest error of one that does.
         least_angle: radians, the widest angle under which the cameras see the point.
     """
+    enough = (tracks.present.sum(1) >= least_views).nonzero()[:, 0]
+    tracks = tracks[enough]
     points, errors = triangulate(posed.matrices, tracks, scale=pixels)
     good = Tracks(tracks.points, tracks.views, errors <= pixels)
     kept = good.present.sum(1) >= least_views
     kept &= widest_angle(posed.centers, good, points) >= least_angle
     rows = kept.nonzero()[:, 0]
-    return rows, points[rows], good[rows]
+    return enough[rows], points[rows], good[rows]
