@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = sorted((ROOT / "data" / "weights").glob("*.pth"))
 
 
-def detector(weights: Path):
+def trained(weights: Path):
+    """The model of the config that the weights are named after."""
     init_default_scope("sparse3d")
-    config = Config.fromfile(ROOT / "configs" / "detection" / f"{weights.stem}.py")
+    (path,) = (ROOT / "configs").glob(f"*/{weights.stem}.py")
+    config = Config.fromfile(path)
     model = MODELS.build(config.model).eval()
     load_weights(model, weights)
     return model
@@ -28,14 +30,14 @@ def detector(weights: Path):
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=lambda p: p.stem)
 def test_weights_fit_their_config(weights):
-    assert all(torch.isfinite(value).all() for value in detector(weights).state_dict().values())
+    assert all(torch.isfinite(value).all() for value in trained(weights).state_dict().values())
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("path", real_data("kitti/velodyne_fov/*.bin"), ids=lambda p: p.stem)
 @pytest.mark.parametrize("weights", [w for w in WEIGHTS if "kitti" in w.stem], ids=lambda p: p.stem)
 def test_gives_sound_boxes_on_a_real_frame(weights, path):
-    model = detector(weights)
+    model = trained(weights)
     found = model.predict(Batch([Sample(torch.from_numpy(read_points(path, 4)))]))[0]
     assert torch.isfinite(found.boxes.tensor).all() and (found.boxes.sizes > 0).all()
     assert ((found.scores > 0) & (found.scores <= 1)).all()

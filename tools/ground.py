@@ -31,7 +31,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("scene", help=".ply, .npy, .npz, or a scene's folder of ScanNet")
     parser.add_argument("sentence", help='such as "the brown chair next to the window"')
     parser.add_argument("--config", default=CONFIG, help=f"a file of configs/ ({CONFIG})")
-    parser.add_argument("--checkpoint", help="weights (the newest of work_dirs/<config>)")
+    parser.add_argument(
+        "--checkpoint",
+        help="weights (the newest of work_dirs/<config>, or those of data/weights)",
+    )
     parser.add_argument("--out", default="answer.png", help="picture to write (answer.png)")
     parser.add_argument("--truth", type=int, help="number of the object that is meant, to compare")
     parser.add_argument(
@@ -43,10 +46,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def newest_weights(config: str) -> Path | None:
-    """The final or newest checkpoint of a config's work folder, if there is one."""
-    folder = Path("work_dirs") / Path(config).stem
-    files = sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime)
-    return files[-1] if files else None
+    """The newest checkpoint of a config's work folder, else the delivered one, if there is one."""
+    name = Path(config).stem
+    files = sorted(Path("work_dirs", name).glob("*.pth"), key=lambda path: path.stat().st_mtime)
+    delivered = Path(__file__).resolve().parent.parent / "data" / "weights" / f"{name}.pth"
+    return files[-1] if files else delivered if delivered.is_file() else None
 
 
 def open_model(args: argparse.Namespace) -> torch.nn.Module:
@@ -56,8 +60,8 @@ def open_model(args: argparse.Namespace) -> torch.nn.Module:
     weights = args.checkpoint or newest_weights(args.config)
     if weights is None:
         warnings.warn(
-            f"no weights in work_dirs/{Path(args.config).stem}: the answer means nothing. Train "
-            f"them (tools/train.py {args.config}) or give --checkpoint",
+            f"no weights in work_dirs/{Path(args.config).stem} or data/weights: the answer means "
+            f"nothing. Train them (tools/train.py {args.config}) or give --checkpoint",
             stacklevel=2,
         )
     else:

@@ -107,9 +107,8 @@ def test_modes(implementation, decision):
         net(batch, "train")
 
 
-@DECISIONS
-def test_it_learns_which_box_is_meant(decision):
-    net = model(decision=decision, dense_boxes=True, cut_first=True, matching=True)
+def test_it_learns_which_box_is_meant():
+    net = model(dense_boxes=True, cut_first=True, matching=True)
     optimizer = torch.optim.AdamW(net.parameters(), 5e-3)
     batch = Batch([scene(), replace(scene("the blue box"), points=scene().points)])
     for _ in range(40):

@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 from sparse3d.structures import SparseVoxels
 
+MARGIN = 0.1
+"""Metres by which boxes count as larger where training asks which of them is an object's."""
+
 
 @dataclass
 class Choice:
@@ -18,7 +21,8 @@ class Choice:
         quality: [M] of every voxel: the logit of its box's IoU with the object that it lies in.
         rows: [B, K] the voxels whose boxes are candidates; 0 where there is none.
         there: [B, K] bool, whether there is one.
-        boxes: [B, K, 6] their boxes after a second look.
+        boxes: [B, K, 6] their boxes after the last look.
+        looks: [B, K, 6] their boxes after each look.
         logits: [B, K] of being meant, -inf where there is none.
         names: [B, K, classes + 1] logits of the class, the last one of no object; None without.
     """
@@ -27,6 +31,7 @@ class Choice:
     rows: Tensor
     there: Tensor
     boxes: Tensor
+    looks: list[Tensor]
     logits: Tensor
     names: Tensor | None
 
@@ -45,6 +50,7 @@ class Decision(nn.Module):
         heads, hidden, layers: of the attention.
         candidates: most boxes of a scene.
         overlap: IoU above which the worse of two boxes is no candidate.
+        looks: how often a box is looked at and moved.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Decision(nn.Module):
         layers: int = 2,
         candidates: int = 48,
         overlap: float = 0.3,
+        looks: int = 2,
     ):
         super().__init__()
         self.candidates, self.overlap = candidates, overlap
@@ -64,10 +71,11 @@ class Decision(nn.Module):
         nn.init.constant_(self.quality.bias, -2)  # most boxes are of no object
         self.place = nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, channels))
         self.look = BoxLook(fine_channels, channels, hidden)
-        self.shift = nn.Linear(channels, 6)
+        self.shifts = nn.ModuleList(nn.Linear(channels, 6) for _ in range(looks))
         self.names = nn.Linear(channels, classes + 1) if classes else None
-        nn.init.zeros_(self.shift.weight)
-        nn.init.zeros_(self.shift.bias)
+        for shift in self.shifts:
+            nn.init.zeros_(shift.weight)
+            nn.init.zeros_(shift.bias)
         self.layers = nn.ModuleList(DecisionLayer(channels, heads, hidden) for _ in range(layers))
         self.score = nn.Linear(channels, 1)
 
@@ -92,17 +100,21 @@ class Decision(nn.Module):
         """
         quality = self.quality(voxels.features)[:, 0].float()
         rows, there = self._candidates(voxels, boxes.detach(), quality.detach())
-        chosen = boxes.detach()[rows]
-        size = chosen[..., 3:].clamp(min=1e-3).log()
-        x = voxels.features[rows] + self.place(torch.cat([chosen[..., :3] / 2, size], -1))
-        x = x + self.look(fine, chosen)
+        x, looks = voxels.features[rows], [boxes.detach()[rows]]
+        for shift in self.shifts:
+            seen = looks[-1].detach()
+            x = x + self.look(fine, seen)
+            looks.append(shifted(seen, shift(x).float()))
+        moved = looks[-1].detach()
+        size = moved[..., 3:].clamp(min=1e-3).log()
+        x = x + self.place(torch.cat([moved[..., :3] / 2, size], -1))
         names = None if self.names is None else self.names(x).float()
-        moved = shifted(chosen, self.shift(x).float())
-        pairs = pair_features(moved.detach())
+        pairs = pair_features(moved)
         for layer in self.layers:
             x = layer(x, pairs, there, words, padding)
         found = self.score(x)[..., 0].float() + logits[rows]
-        return Choice(quality, rows, there, moved, found.masked_fill(~there, -torch.inf), names)
+        found = found.masked_fill(~there, -torch.inf)
+        return Choice(quality, rows, there, looks[-1], looks[1:], found, names)
 
     def _candidates(
         self, voxels: SparseVoxels, boxes: Tensor, quality: Tensor
@@ -246,8 +258,14 @@ def shifted(boxes: Tensor, shift: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, (high - low).clamp(min=0.01)], -1)
 
 
-def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
-    """[N, M] IoU of ``boxes`` [N, 6] with ``others`` [M, 6], taken as parallel to the axes."""
+def overlaps(boxes: Tensor, others: Tensor, margin: float = 0.0) -> Tensor:
+    """[N, M] IoU of ``boxes`` [N, 6] with ``others`` [M, 6], taken as parallel to the axes.
+
+    With a ``margin`` in metres all boxes count as larger by it: pictures and doors are so thin that
+    two centimetres decide over their IoU, which says little of how near a box is.
+    """
+    wider = torch.tensor([0.0] * 3 + [margin] * 3, device=boxes.device)
+    boxes, others = boxes + wider, others + wider
     low, high = boxes[:, :3] - boxes[:, 3:] / 2, boxes[:, :3] + boxes[:, 3:] / 2
     other_low, other_high = others[:, :3] - others[:, 3:] / 2, others[:, :3] + others[:, 3:] / 2
     inner = torch.minimum(high[:, None], other_high) - torch.maximum(low[:, None], other_low)
@@ -280,7 +298,7 @@ def choice_loss(logits: Tensor, boxes: Tensor, truth: Tensor, least: float = 0.2
     """
     if not len(boxes):
         return logits.sum()
-    overlap = overlaps(boxes, truth)[:, 0]
+    overlap = overlaps(boxes, truth, MARGIN)[:, 0]
     best = overlap.argmax()
     if overlap[best] < least:
         return logits.sum() * 0

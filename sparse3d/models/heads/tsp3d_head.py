@@ -17,7 +17,7 @@ from sparse3d.structures import Boxes, Detections, SparseVoxels, VoxelGrid
 
 from ..layers import SubMConv, TransposedConv, VoxelBatchNorm, VoxelSequential
 from . import tsp3d_losses as losses
-from .tsp3d_decision import Choice, Decision, choice_loss, overlaps, quality_loss
+from .tsp3d_decision import MARGIN, Choice, Decision, choice_loss, overlaps, quality_loss
 from .tsp3d_fusion import FusionEncoder, PositionEmbedding, scattered
 
 
@@ -369,21 +369,23 @@ class TSP3DHead(nn.Module):
     ) -> dict[str, Tensor]:
         choice, mine = raw.choice, raw.voxels.coords[:, 0] == scene
         inside = self._objects_of(raw.voxels, mine, objects)
-        own = overlaps(raw.boxes[mine].detach(), objects)
+        own = overlaps(raw.boxes[mine].detach(), objects, MARGIN)
         own = own.gather(1, inside.clamp(min=0)[:, None])[:, 0]
         there = choice.there[scene]
         boxes, logits = choice.boxes[scene][there], choice.logits[scene][there]
-        before = overlaps(raw.boxes[choice.rows[scene][there]].detach(), objects)
-        overlap, row = before.max(1)
+        before, second = raw.boxes[choice.rows[scene][there]].detach(), 0.0
+        for look in choice.looks:
+            overlap, row = overlaps(before, objects, MARGIN).max(1)
+            wanted = torch.where(overlap > 0.1, row, -1)
+            second = second + losses.direct_box_loss(look[scene][there], wanted, objects)
+            before = look[scene][there].detach()
+        overlap, row = overlaps(before, objects, MARGIN).max(1)
+        shares = losses.equal_shares(inside)
         found = {
             "loss_quality": quality_loss(
-                choice.quality[mine],
-                torch.where(inside >= 0, own, 0),
-                losses.equal_shares(inside),
+                choice.quality[mine], torch.where(inside >= 0, own, 0), shares
             ),
-            "loss_second_box": losses.direct_box_loss(
-                boxes, torch.where(overlap > 0.1, row, -1), objects
-            ),
+            "loss_second_box": second / len(choice.looks),
             "loss_choice": choice_loss(logits, boxes.detach(), objects[target : target + 1]),
         }
         if labels is not None and len(row):

@@ -48,7 +48,8 @@ def case(scenes=(40, 25), channels=8, seed=0):
 def decision(**options):
     torch.manual_seed(1)
     made = Decision(8, 8, classes=3, heads=2, hidden=16, candidates=6, **options)
-    torch.nn.init.normal_(made.shift.weight, std=0.1)
+    for shift in made.shifts:
+        torch.nn.init.normal_(shift.weight, std=0.1)
     return made
 
 
@@ -58,6 +59,8 @@ def test_overlaps_are_the_metric_s():
     mine = overlaps(one, other).diagonal()
     assert np.allclose(mine, aligned_iou(one.numpy(), other.numpy()), atol=1e-6)
     assert torch.allclose(overlaps(one, one).diagonal(), torch.ones(20))
+    wider = [box + torch.tensor([0.0, 0, 0, 0.1, 0.1, 0.1]) for box in (one, other)]
+    assert torch.allclose(overlaps(one, other, 0.1), overlaps(*wider))
 
 
 def test_shifts_move_faces():
