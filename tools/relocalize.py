@@ -31,11 +31,13 @@ from sparse3d.models.relocalization.builder import BuildSettings, Survey, survey
 from sparse3d.models.relocalization.features import make_extractor
 from sparse3d.models.relocalization.lens import Intrinsics
 from sparse3d.models.relocalization.map_file import STORAGE, load_map, save_map
-from sparse3d.models.relocalization.uncertainty import UNKNOWN, coverage
+from sparse3d.models.relocalization.uncertainty import coverage, score
 from sparse3d.models.relocalizer import QuerySettings, Relocalizer
 
 FORMATS = {"7scenes": SevenScenesViews, "cambridge": CambridgeViews, "colmap": ColmapViews}
 CONFIDENCE = 0.9
+FAILED = 1e9
+"""Score of a picture that was not localized; JSON has no infinity."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -63,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="RUNS",
-        help="in so many runs leave a part of the pictures out, to learn how far off poses are",
+        help="in so many runs leave every so many-th picture out, to learn how far off poses are",
     )
     query = commands.add_parser("query", help="where one picture was taken")
     query.add_argument("map")
@@ -160,22 +162,37 @@ def build(args: argparse.Namespace) -> None:
     )
 
 
-def calibrate(known: Survey, data, extractor, settings: BuildSettings, runs: int) -> list:
-    """Errors and sigmas of all mapping pictures, each in a map without it and its neighbours."""
-    rows = [[UNKNOWN] * 4] * len(data)
-    bar = Bar()
-    for run in range(runs):
-        held = range(run * len(data) // runs, (run + 1) * len(data) // runs)
+def calibrate(known: Survey, data, extractor, settings: BuildSettings, runs: int) -> list[float]:
+    """Conformal scores of all mapping pictures; a run leaves out every ``runs``-th.
 
+    Neighbours of the pictures left out stay, so that they lie about as far from the map as pictures
+    between those of the whole map do.
+    """
+    bar, scores = Bar(), []
+    for run in range(runs):
+        held = range(run, len(data), runs)
         bar(run / runs, f"calibrating, run {run + 1} of {runs}")
         locate = Relocalizer(known.build(settings, without=held), extractor)
         for row in held:
             camera = data[row].cameras[VIEW]
             answer = locate.localize_features(known.features[row], Intrinsics.of(camera))
-            if answer.success:
-                metres, degrees = pose_errors(answer.pose, camera.world_to_cam.numpy())
-                rows[row] = [metres, np.deg2rad(degrees), *answer.sigma]
-    return rows
+            metres, degrees = pose_errors(answer.pose, camera.world_to_cam.numpy())
+            sigma = answer.sigma or (np.inf, np.inf)
+            scores.append(min(score((metres, np.deg2rad(degrees)), sigma), FAILED))
+    return scores
+
+
+def read_prior(path: Path) -> torch.Tensor:
+    """The matrix of a text file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--prior {path} does not exist")
+    try:
+        return torch.from_numpy(np.loadtxt(path))
+    except ValueError as error:
+        raise ValueError(
+            f"--prior {path} cannot be read ({error}); four lines of four numbers, world to "
+            "camera, are needed"
+        ) from error
 
 
 def query(args: argparse.Namespace) -> None:
@@ -184,7 +201,7 @@ def query(args: argparse.Namespace) -> None:
     image = read_picture(Path(args.image), np.zeros(3, np.float32))
     x, y = args.center or ((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2)
     lens = Intrinsics([[args.focal, 0, x], [0, args.focal, y], [0, 0, 1]], tuple(args.radial))
-    prior = None if args.prior is None else torch.from_numpy(np.loadtxt(args.prior))
+    prior = None if args.prior is None else read_prior(Path(args.prior))
     started = time.time()
     answer = locate.localize(image, lens, prior)
     if not answer.success:

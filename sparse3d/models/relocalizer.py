@@ -26,7 +26,7 @@ from .relocalization.matching import (
 )
 from .relocalization.pose import LEAST, Pose, refine_pose, solve_pose
 from .relocalization.tracking import check_poses
-from .relocalization.uncertainty import HeldOut, pose_set
+from .relocalization.uncertainty import pose_set
 
 WIDE = 160.0
 """Pixels around a landmark's place searched from a prior."""
@@ -84,7 +84,7 @@ class Localization:
     covariance: np.ndarray | None = None
     matches: Matches | None = None
     pixels: Tensor | None = None
-    calibration: list[HeldOut] = field(default_factory=list, repr=False)
+    calibration: list[float] = field(default_factory=list, repr=False)
 
     @property
     def center(self) -> np.ndarray | None:
@@ -164,7 +164,12 @@ class Relocalizer:
         query = _Query(features, seen, torch.from_numpy(lens.K), lens.size, error, codes)
         pose = None
         if prior is not None:
-            prior = torch.as_tensor(prior).double().reshape(4, 4)
+            prior = torch.as_tensor(prior).double()
+            if prior.shape != (4, 4):
+                raise ValueError(
+                    f"the prior has shape {tuple(prior.shape)}; a [4, 4] matrix from the world to "
+                    "the camera is needed"
+                )
             check_poses(prior[None], ["the prior"])
             pose = self._near(query, prior.numpy(), WIDE, fresh=True)
             pose = pose and self._refined(query, pose)

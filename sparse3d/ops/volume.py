@@ -146,7 +146,8 @@ def render(weights: RayWeights, features: Tensor, clamp: bool = True) -> Tensor:
         clamp: cut to [-1, 1], as FaVoR does; the gradient is zero where it cuts.
     """
     features = features.flatten(1, -2)
-    out = weights.nodes @ features + weights.transmittance[..., None]
+    blend = backend.choose(BLEND, features)
+    out = blend(weights.nodes, features) + weights.transmittance[..., None]
     return out.clamp(-1, 1) if clamp else out
 
 
@@ -261,6 +262,22 @@ def _gradient(ctx, grad_nodes, grad_left, *_):
 
 _weights.register_autograd(_gradient, setup_context=_setup)
 
+
+def _blend_native(nodes: Tensor, features: Tensor) -> Tensor:
+    """``nodes @ features``; a single ray's product as a sum of rows, twice as fast without grad."""
+    boxes, rays, count = nodes.shape
+    wanted = torch.is_grad_enabled() and (nodes.requires_grad or features.requires_grad)
+    plain = nodes.dtype == features.dtype and nodes.dtype in (torch.float32, torch.float64)
+    if rays != 1 or boxes == 0 or wanted or not plain:
+        return nodes @ features
+    rows = torch.arange(boxes * count).view(boxes, count)
+    found = torch.nn.functional.embedding_bag(
+        rows, features.flatten(0, 1), mode="sum", per_sample_weights=nodes[:, 0]
+    )
+    return found[:, None]
+
+
+BLEND = {"reference": torch.matmul, "native": _blend_native, "cuda": torch.matmul}
 RAY_WEIGHTS = {
     "reference": reference.ray_weights,
     "native": _native,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sparse3d.ops import backend
 from sparse3d.ops.volume import (
     RaySettings,
+    RayWeights,
     ray_box,
     ray_weights,
     render,
@@ -193,6 +194,25 @@ def test_a_ray_that_misses_sees_the_background(implementation):
         out = render(found, torch.zeros(3, 27, 4, dtype=torch.float64))
     assert (found.used == 0).all()
     assert torch.equal(out, torch.ones_like(out))
+
+
+@pytest.mark.parametrize("rays", [1, 2])
+@pytest.mark.parametrize("grad", [False, True])
+def test_products_agree_with_the_definition(rays, grad):
+    random = torch.Generator().manual_seed(rays)
+    nodes = torch.rand(5, rays, 27, generator=random, requires_grad=grad)
+    left = torch.rand(5, rays, generator=random)
+    features = torch.randn(5, 27, 6, generator=random, requires_grad=grad)
+    weights = RayWeights(nodes, left, left, left.long())
+    found, grads = [], []
+    for name in ("reference", "native"):
+        with backend.forced(name):
+            found.append(render(weights, features))
+        if grad:
+            grads.append(torch.autograd.grad(found[-1].square().sum(), (nodes, features)))
+    torch.testing.assert_close(found[1], found[0])
+    for mine, other in zip(*grads or ((), ())):
+        torch.testing.assert_close(mine, other)
 
 
 def test_nan_is_refused():

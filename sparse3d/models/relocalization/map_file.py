@@ -62,6 +62,8 @@ def load_map(path: str | Path) -> LandmarkMap:
     if not path.is_file():
         raise FileNotFoundError(f"map {path} does not exist; build it: relocalize.py build")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no npz archive, or its end is missing")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays.pop("header").tobytes())

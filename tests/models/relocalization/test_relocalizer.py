@@ -89,6 +89,8 @@ def test_a_prior_is_used_and_a_wrong_one_does_no_harm(place, image):
     assert off(locate.localize(image, K, pose(-3.0, 1.0, roll=2.0)))[0] < 1
     with pytest.raises(ValueError, match="no rotations"):
         locate.localize(image, K, 2 * TRUTH)
+    with pytest.raises(ValueError, match=r"shape \(3, 3\)"):
+        locate.localize(image, K, np.eye(3))
 
 
 def test_retrieval_finds_a_picture_of_the_same_side(place, image):
