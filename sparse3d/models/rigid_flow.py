@@ -22,6 +22,10 @@ WELL = 0.08
 """Metres there and back: a group that fits so well where it is stays."""
 POOR = 0.4
 """Metres there and back: a motion after which a group fits no better is none (it is hidden now)."""
+MIXED = 0.15
+"""Metres there and back: a group that fits no better anywhere may be two things that touch."""
+ASLEEP, SLOW = 0.3, 0.5
+"""m/s: a group whose guess is slower, and one whose motion would be slower, stays."""
 COARSE, FINE = 60, 150
 """Points of a group that are looked at, to find a motion and to judge it."""
 JUDGED = 3
@@ -37,7 +41,11 @@ class RigidFlow(BaseModel):
     the mean distance of its points to the next sweep (nearest-neighbour term); the best few are
     made precise by registration and judged there and back: points of the next sweep where the group
     would lie must have a point of the group near, too (cycle term). It moves only where that is
-    clearly better than to stay.
+    clearly better than to stay. A group that fits nowhere is tried in parts, of points nearer to
+    each other: vehicles that nearly touch.
+
+    A network's flow, where there is one, says which groups move at all, and roughly where to: a
+    smooth wall or a row of like posts fits well at many places.
 
     Args:
         cell: metres within which points of a group touch, seen in space.
@@ -47,6 +55,9 @@ class RigidFlow(BaseModel):
         truncation: metres; a point farther from the next sweep is not worse off.
         gain: a motion must bring the cost below this share of that of staying.
         limit: metres from the origin, seen from above, to which groups may move.
+        guided_gain: as ``gain``, of a motion along the guess of another method.
+        guided_share: of a motion's length that such a guess must have, along it.
+        part: points of the smallest part of a group that is tried by itself.
     """
 
     def __init__(
@@ -58,6 +69,9 @@ class RigidFlow(BaseModel):
         truncation: float = 0.5,
         gain: float = 0.75,
         limit: float = 75.0,
+        guided_gain: float = 0.85,
+        guided_share: float = 0.1,
+        part: int = 50,
     ):
         super().__init__(data_preprocessor=BatchPreprocessor())
         self.cell = cell
@@ -67,6 +81,9 @@ class RigidFlow(BaseModel):
         self.truncation = truncation
         self.gain = gain
         self.limit = limit
+        self.guided_gain = guided_gain
+        self.guided_share = guided_share
+        self.part = part
 
     def forward(self, batch: Batch, mode: str = "predict") -> list[Flow]:
         """Flows of each pair.
@@ -109,72 +126,131 @@ class RigidFlow(BaseModel):
         Args:
             source, target: metres, without the ground and the ego motion.
             interval: seconds.
-            guess: [S, 3] what another method found: a group also tries the middle of its guesses,
-                and points of no group that may move keep theirs.
+            guess: [S, 3] what another method found. A group moves only if its mean guess goes that
+                way, too, and also tries that mean; groups that are too wide to move stay; points of
+                no group keep their guess.
         """
         flow = torch.zeros_like(source) if guess is None else guess.clone()
-        groups = self._groups(source, interval) if len(target) else []
+        groups, wide = (
+            self._groups(source, interval, guess is not None) if len(target) else ([], [])
+        )
+        for rows in wide:
+            flow[rows] = 0
         if not groups:
             return flow
         space = _Space(target, self.fastest * interval, self.truncation, self.limit)
-        clouds = [source[rows].double().cpu().numpy() for rows in groups]
-        guesses = None
-        if guess is not None:
-            guesses = np.stack([guess[rows].median(0).values.double().numpy() for rows in groups])
-        for rows, shift in zip(groups, self._motions(clouds, space, interval, guesses)):
+        for rows, shift in self._moved(source, groups, space, interval, guess):
             flow[rows] = torch.as_tensor(shift).to(flow)
         return flow
 
-    def _groups(self, source: Tensor, interval: float) -> list[Tensor]:
-        """Rows of each group that may move."""
+    def _groups(
+        self, source: Tensor, interval: float, guided: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows of each group that may move, and of each that is too wide to.
+
+        Where a guess guides, parts of wide groups may move; alone a smooth part goes astray.
+        """
         group = components(source, self.cell)
         order = group.argsort(stable=True)
-        chosen = []
+        chosen, wide = [], []
         for rows in order.split(torch.bincount(group).tolist()):
-            points = source[rows]
-            extent = (points.amax(0) - points.amin(0))[:2].max()
-            inside = points[:, :2].abs().max() < self.limit - self.fastest * interval
-            if len(rows) >= self.fewest and extent <= self.largest and inside:
+            if len(rows) < self.fewest:
+                continue
+            if self._may_move(source[rows], interval):
                 chosen.append(rows)
-        return chosen
+            elif self._extent(source[rows]) > self.largest:
+                wide.append(rows)
+                parts = self._parts(source, rows) if guided else []
+                chosen += [part for part in parts if self._may_move(source[part], interval)]
+        return chosen, wide
 
-    def _motions(
-        self,
-        clouds: list[np.ndarray],
-        space: "_Space",
-        interval: float,
-        guesses: np.ndarray | None,
-    ) -> np.ndarray:
-        """[G, 3] shift of each group, zero where it stays."""
-        shifts = np.zeros((len(clouds), 3))
-        stay = np.array([space.fit(cloud, np.zeros(3)) for cloud in clouds])
-        restless = np.flatnonzero(stay > WELL)  # else nothing is to be gained beyond the noise
+    @staticmethod
+    def _extent(points: Tensor) -> float:
+        return float((points.amax(0) - points.amin(0))[:2].max())
+
+    def _may_move(self, points: Tensor, interval: float) -> bool:
+        inside = points[:, :2].abs().max() < self.limit - self.fastest * interval
+        return bool(inside) and self._extent(points) <= self.largest
+
+    def _parts(self, source: Tensor, rows: Tensor) -> list[Tensor]:
+        """Rows of each part of a group, by cells of half the size; [] if it has not two.
+
+        Points of parts that are too small go with the nearest point of a larger one.
+        """
+        part = components(source[rows], self.cell / 2)
+        large = (torch.bincount(part) >= self.part).nonzero()[:, 0]
+        if len(large) < 2:
+            return []
+        own = torch.isin(part, large)
+        if not own.all():
+            near = knn(source[rows[~own]], source[rows[own]], 1)[0][:, 0]
+            part[~own] = part[own][near]
+        return [rows[part == number] for number in large]
+
+    def _moved(self, source, groups, space, interval, guess) -> list[tuple[Tensor, np.ndarray]]:
+        """Rows and shift [3] of each group, or of its parts where these fit clearly better."""
+        shifts, costs = self._motions(source, groups, space, interval, guess)
+        parts = [self._parts(source, g) if cost > MIXED else [] for g, cost in zip(groups, costs)]
+        flat = [part for several in parts for part in several]
+        part_shifts, part_costs = self._motions(source, flat, space, interval, guess)
+        moved, start = [], 0
+        for number, several in enumerate(parts):
+            mine = slice(start, start + len(several))
+            start += len(several)
+            weights = [len(part) for part in several]
+            limit = self.guided_gain * costs[number]
+            if several and np.average(part_costs[mine], weights=weights) < limit:
+                moved += zip(several, part_shifts[mine])
+            else:
+                moved.append((groups[number], shifts[number]))
+        return moved
+
+    def _motions(self, source, groups, space, interval, guess) -> tuple[np.ndarray, np.ndarray]:
+        """[G, 3] shift of each group, zero where it stays, and [G] how well it fits there."""
+        clouds = [source[rows].double().cpu().numpy() for rows in groups]
+        costs = np.array([space.fit(cloud, np.zeros(3)) for cloud in clouds])
+        shifts, restless = np.zeros((len(clouds), 3)), costs > WELL
+        guesses = None
+        if guess is not None and len(groups):
+            guesses = np.stack([guess[rows].mean(0).double().cpu().numpy() for rows in groups])
+            restless &= np.linalg.norm(guesses, axis=1) >= ASLEEP * interval
+        restless = np.flatnonzero(restless)
+        if not len(restless):
+            return shifts, costs
+        owner, near, refined = self._tried(clouds, restless, space, interval, guesses)
+        gain = self.gain if guesses is None else self.guided_gain
+        for g in restless:
+            mine = np.flatnonzero((owner == g) & np.isfinite(near))
+            if not len(mine):
+                continue
+            mine = mine[np.argsort(near[mine], kind="stable")][:JUDGED]
+            judged = [space.fit(clouds[g], refined[h]) for h in mine]
+            best = int(np.argmin(judged))
+            shift = refined[mine[best]]
+            moves = np.linalg.norm(shift) > SLOW * interval
+            if moves and judged[best] < min(gain * costs[g], POOR):
+                shifts[g], costs[g] = shift, judged[best]
+        moved = np.flatnonzero(shifts.any(1))
+        if len(moved):
+            fine = [thinned(clouds[g], FINE) for g in moved]
+            shifts[moved] = space.polish(fine, shifts[moved])[1]
+        return shifts, costs
+
+    def _tried(self, clouds, restless, space, interval, guesses):
+        """Hypotheses: [H] group, [H] mean distance (infinite: not to be had) and [H, 3] shift."""
         samples = [thinned(clouds[g], COARSE) for g in restless]
         tried = [space.candidates(sample) for sample in samples]
         if guesses is not None:
             tried = [np.concatenate([t, guesses[g, None]]) for g, t in zip(restless, tried)]
-        owner = np.repeat(np.arange(len(restless)), [len(t) for t in tried])
-        if not len(owner):
-            return shifts
-        start = np.concatenate(tried)
-        near, refined = space.polish([samples[i] for i in owner], start)
-        near[np.linalg.norm(refined, axis=1) > self.fastest * interval] = np.inf
-        for i, g in enumerate(restless):
-            mine = np.flatnonzero((owner == i) & np.isfinite(near))
-            if not len(mine):
-                continue
-            mine = mine[np.argsort(near[mine], kind="stable")][:JUDGED]
-            costs = [space.fit(clouds[g], refined[h]) for h in mine]
-            best = int(np.argmin(costs))
-            shift = refined[mine[best]]
-            slow = np.linalg.norm(shift) <= 0.5 * interval
-            if costs[best] < min(self.gain * stay[g], POOR) and not slow:
-                shifts[g] = shift
-        moves = np.flatnonzero(shifts.any(1))
-        if len(moves):
-            fine = [thinned(clouds[g], FINE) for g in moves]
-            shifts[moves] = space.polish(fine, shifts[moves])[1]
-        return shifts
+        place = np.repeat(np.arange(len(restless)), [len(t) for t in tried])
+        near, refined = space.polish([samples[i] for i in place], np.concatenate(tried))
+        length, owner = np.linalg.norm(refined, axis=1), restless[place]
+        bad = length > self.fastest * interval
+        if guesses is not None:
+            apart = (refined * guesses[owner]).sum(1) < self.guided_share * length**2
+            bad |= apart & (length > SLOW * interval)
+        near[bad] = np.inf
+        return owner, near, refined
 
 
 def components(points: Tensor, cell: float) -> Tensor:
