@@ -7,10 +7,10 @@ from sparse3d.models.rigid_flow import RigidFlow
 
 
 def block(x: float, y: float, length: float, seed: int) -> torch.Tensor:
-    """[400, 3] points on a box 2 m wide whose lower corner is (x, y)."""
-    points = torch.rand(400, 3, generator=torch.Generator().manual_seed(seed))
-    side = torch.arange(400) % 2
-    points[torch.arange(400), side] = (points[torch.arange(400), side] > 0.5).float()
+    """[1000, 3] points on a box 2 m wide whose lower corner is (x, y)."""
+    points = torch.rand(1000, 3, generator=torch.Generator().manual_seed(seed))
+    side = torch.arange(1000) % 2
+    points[torch.arange(1000), side] = (points[torch.arange(1000), side] > 0.5).float()
     return points * torch.tensor([length, 2.0, 1.5]) + torch.tensor([x, y, 0.0])
 
 
@@ -19,10 +19,10 @@ def test_things_that_nearly_touch_move_apart(guided):
     still, goes = block(0, 0, 4, 0), block(0, 2.45, 5, 1)
     shift = torch.tensor([0.9, 0.0, 0.0])
     source = torch.cat([still, goes])
-    guess = torch.cat([torch.zeros(400, 3), shift.expand(400, 3) / 2]) if guided else None
+    guess = torch.cat([torch.zeros(1000, 3), shift.expand(1000, 3) / 2]) if guided else None
     found = RigidFlow().residual(source, torch.cat([still, goes + shift]), 0.1, guess)
-    assert found[:400].abs().max() < 0.1
-    missed = (found[400:] - shift).norm(dim=1) > 0.1
+    assert found[:1000].abs().max() < 0.1
+    missed = (found[1000:] - shift).norm(dim=1) > 0.1
     assert missed.sum() <= 4  # points that touch no others are of no group
 
 
@@ -36,12 +36,14 @@ def test_nothing_moves_farther_than_the_fastest_thing():
 @pytest.mark.parametrize("share, moves", [(0.0, False), (0.5, True), (-0.5, False)])
 def test_a_group_moves_only_where_its_guess_goes(share, moves):
     source, shift = block(0, 0, 4, 0), torch.tensor([1.0, 0.0, 0.0])
-    guess = (share * shift).expand(400, 3)
+    guess = (share * shift).expand(1000, 3)
     found = RigidFlow().residual(source, source + shift, 0.1, guess)
-    assert torch.allclose(found, shift.expand(400, 3) if moves else torch.zeros(400, 3), atol=0.05)
+    assert torch.allclose(
+        found, shift.expand(1000, 3) if moves else torch.zeros(1000, 3), atol=0.05
+    )
 
 
 def test_what_is_too_wide_to_move_stays_whatever_is_guessed():
     hedge = torch.cat([block(8 * i, 0, 8, i) for i in range(4)])
-    found = RigidFlow(part=10**6).residual(hedge, hedge + 0.5, 0.1, torch.full((1600, 3), 0.5))
+    found = RigidFlow(part=10**6).residual(hedge, hedge + 0.5, 0.1, torch.full((4000, 3), 0.5))
     assert not found.any()
