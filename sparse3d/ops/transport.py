@@ -66,17 +66,23 @@ def transport(
 
 
 def _carry(forth, values, eps, gamma, iterations, radius) -> Tensor:
-    """T V for rows in near order."""
+    """T V for rows in near order; the last column of the values is ones."""
     if iterations == 0:
         return _product(*forth, eps, values, radius)
     batch, back = forth[4:], _swap(forth)
     power = gamma / (gamma + eps)
-    share0, share1 = (_shares(index, other) for index, other in zip(batch, batch[::-1]))
-    a = share0.to(values.dtype)
+    share0, share1 = (
+        _shares(index, other).to(values.dtype) for index, other in zip(batch, batch[::-1])
+    )
+    a = share0
+    # Without gradients K b comes along with what b carries: the last column of the values is ones.
+    # With gradients the two apart lose less to rounding.
+    together = not torch.is_grad_enabled()
     for _ in range(iterations):
-        b = (share1.to(values.dtype) / (_product(*back, eps, a, radius) + GUARD)) ** power
-        a = (share0.to(values.dtype) / (_product(*forth, eps, b, radius) + GUARD)) ** power
-    return a * _product(*forth, eps, b * values, radius)
+        b = (share1 / (_product(*back, eps, a, radius) + GUARD)) ** power
+        carried = _product(*forth, eps, b * values if together else b, radius)
+        a = (share0 / (carried[:, -1:] + GUARD)) ** power
+    return a * (carried if together else _product(*forth, eps, b * values, radius))
 
 
 def transport_flow(
