@@ -26,6 +26,9 @@ MIXED = 0.15
 """Metres there and back: a group that fits no better anywhere may be two things that touch."""
 ASLEEP, SLOW = 0.3, 0.5
 """m/s: a group whose guess is slower, and one whose motion would be slower, stays."""
+SOLID, MANY, SURE = 1.2, 200, 0.55
+"""A group moves against its guess only if it is so wide on either side, metres (what is flat fits
+anywhere along itself), has so many points and fits better by this share of the cost of staying."""
 COARSE, FINE = 60, 150
 """Points of a group that are looked at, to find a motion and to judge it."""
 JUDGED = 3
@@ -127,29 +130,28 @@ class RigidFlow(BaseModel):
             source, target: metres, without the ground and the ego motion.
             interval: seconds.
             guess: [S, 3] what another method found. A group moves only if its mean guess goes that
-                way, too, and also tries that mean; groups that are too wide to move stay; points of
-                no group keep their guess.
+                way, too, or if it is solid and surely moves; that mean is also tried. Groups that
+                are too wide to move stay; points of no group keep their guess.
         """
         flow = torch.zeros_like(source) if guess is None else guess.clone()
-        groups, wide = (
-            self._groups(source, interval, guess is not None) if len(target) else ([], [])
-        )
+        if not len(target):
+            return flow
+        groups, wide = self._groups(source, interval)
+        parts = []
+        if guess is not None:  # parts of what is wide are smooth: alone they go astray
+            parts = [part for rows in wide for part in self._parts(source, rows)]
+            parts = [part for part in parts if self._may_move(source[part], interval)]
         for rows in wide:
             flow[rows] = 0
-        if not groups:
+        if not groups and not parts:
             return flow
         space = _Space(target, self.fastest * interval, self.truncation, self.limit)
-        for rows, shift in self._moved(source, groups, space, interval, guess):
+        for rows, shift in self._moved(source, groups, parts, space, interval, guess):
             flow[rows] = torch.as_tensor(shift).to(flow)
         return flow
 
-    def _groups(
-        self, source: Tensor, interval: float, guided: bool
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Rows of each group that may move, and of each that is too wide to.
-
-        Where a guess guides, parts of wide groups may move; alone a smooth part goes astray.
-        """
+    def _groups(self, source: Tensor, interval: float) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows of each group that may move, and of each that is too wide to."""
         group = components(source, self.cell)
         order = group.argsort(stable=True)
         chosen, wide = [], []
@@ -160,8 +162,6 @@ class RigidFlow(BaseModel):
                 chosen.append(rows)
             elif self._extent(source[rows]) > self.largest:
                 wide.append(rows)
-                parts = self._parts(source, rows) if guided else []
-                chosen += [part for part in parts if self._may_move(source[part], interval)]
         return chosen, wide
 
     @staticmethod
@@ -187,9 +187,10 @@ class RigidFlow(BaseModel):
             part[~own] = part[own][near]
         return [rows[part == number] for number in large]
 
-    def _moved(self, source, groups, space, interval, guess) -> list[tuple[Tensor, np.ndarray]]:
+    def _moved(self, source, groups, wide_parts, space, interval, guess):
         """Rows and shift [3] of each group, or of its parts where these fit clearly better."""
-        shifts, costs = self._motions(source, groups, space, interval, guess)
+        whole, groups = len(groups), groups + wide_parts
+        shifts, costs = self._motions(source, groups, space, interval, guess, whole)
         parts = [self._parts(source, g) if cost > MIXED else [] for g, cost in zip(groups, costs)]
         flat = [part for several in parts for part in several]
         part_shifts, part_costs = self._motions(source, flat, space, interval, guess)
@@ -205,20 +206,31 @@ class RigidFlow(BaseModel):
                 moved.append((groups[number], shifts[number]))
         return moved
 
-    def _motions(self, source, groups, space, interval, guess) -> tuple[np.ndarray, np.ndarray]:
-        """[G, 3] shift of each group, zero where it stays, and [G] how well it fits there."""
+    def _motions(
+        self, source, groups, space, interval, guess, whole: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[G, 3] shift of each group, zero where it stays, and [G] how well it fits there.
+
+        The first ``whole`` of them may move against their guess.
+        """
         clouds = [source[rows].double().cpu().numpy() for rows in groups]
         costs = np.array([space.fit(cloud, np.zeros(3)) for cloud in clouds])
         shifts, restless = np.zeros((len(clouds), 3)), costs > WELL
         guesses = None
         if guess is not None and len(groups):
             guesses = np.stack([guess[rows].mean(0).double().cpu().numpy() for rows in groups])
-            restless &= np.linalg.norm(guesses, axis=1) >= ASLEEP * interval
+            free = np.array([g < whole and _solid(cloud) for g, cloud in enumerate(clouds)])
+            restless &= free | (np.linalg.norm(guesses, axis=1) >= ASLEEP * interval)
         restless = np.flatnonzero(restless)
         if not len(restless):
             return shifts, costs
         owner, near, refined = self._tried(clouds, restless, space, interval, guesses)
-        gain = self.gain if guesses is None else self.guided_gain
+        gain = np.full(len(near), self.gain)
+        if guesses is not None:
+            length = np.linalg.norm(refined, axis=1)
+            along = (refined * guesses[owner]).sum(1) >= self.guided_share * length**2
+            gain = np.where(along, self.guided_gain, SURE)
+            near[~(along | free[owner] | (length <= SLOW * interval))] = np.inf
         for g in restless:
             mine = np.flatnonzero((owner == g) & np.isfinite(near))
             if not len(mine):
@@ -228,7 +240,7 @@ class RigidFlow(BaseModel):
             best = int(np.argmin(judged))
             shift = refined[mine[best]]
             moves = np.linalg.norm(shift) > SLOW * interval
-            if moves and judged[best] < min(gain * costs[g], POOR):
+            if moves and judged[best] < min(gain[mine[best]] * costs[g], POOR):
                 shifts[g], costs[g] = shift, judged[best]
         moved = np.flatnonzero(shifts.any(1))
         if len(moved):
@@ -244,13 +256,12 @@ class RigidFlow(BaseModel):
             tried = [np.concatenate([t, guesses[g, None]]) for g, t in zip(restless, tried)]
         place = np.repeat(np.arange(len(restless)), [len(t) for t in tried])
         near, refined = space.polish([samples[i] for i in place], np.concatenate(tried))
-        length, owner = np.linalg.norm(refined, axis=1), restless[place]
-        bad = length > self.fastest * interval
-        if guesses is not None:
-            apart = (refined * guesses[owner]).sum(1) < self.guided_share * length**2
-            bad |= apart & (length > SLOW * interval)
-        near[bad] = np.inf
-        return owner, near, refined
+        near[np.linalg.norm(refined, axis=1) > self.fastest * interval] = np.inf
+        return restless[place], near, refined
+
+
+def _solid(cloud: np.ndarray) -> bool:
+    return len(cloud) >= MANY and np.ptp(cloud[:, :2], axis=0).min() >= SOLID
 
 
 def components(points: Tensor, cell: float) -> Tensor:

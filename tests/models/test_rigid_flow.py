@@ -33,9 +33,13 @@ def test_nothing_moves_farther_than_the_fastest_thing():
     assert RigidFlow(fastest=60).residual(source, away, 0.1)[:, 0].median() > 3
 
 
-@pytest.mark.parametrize("share, moves", [(0.0, False), (0.5, True), (-0.5, False)])
-def test_a_group_moves_only_where_its_guess_goes(share, moves):
+@pytest.mark.parametrize(
+    "share, flat, moves",
+    [(0.5, True, True), (0.0, True, False), (-0.5, True, False), (0.0, False, True)],
+)
+def test_against_its_guess_only_what_is_solid_moves(share, flat, moves):
     source, shift = block(0, 0, 4, 0), torch.tensor([1.0, 0.0, 0.0])
+    source[:, 1] *= 0.2 if flat else 1.0
     guess = (share * shift).expand(1000, 3)
     found = RigidFlow().residual(source, source + shift, 0.1, guess)
     assert torch.allclose(
