@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from sparse3d.ops import kernel_map
 from sparse3d.ops.conv import sparse_conv, sparse_conv_norm
 from sparse3d.ops.kernel_map import KernelMap, Size, axes
+from sparse3d.ops.norm import batch_norm
 from sparse3d.ops.pool import global_pool, sparse_pool
 from sparse3d.structures import IndexCache, SparseVoxels
 
@@ -277,6 +278,9 @@ class VoxelInstanceNorm(nn.Module):
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         sample, samples = voxels.batch_index, voxels.batch_size
+        if samples == 1 and len(voxels.features):  # then it is a batch norm, in one pass
+            weight, bias = self.weight[0], self.bias[0]
+            return voxels.replace(batch_norm(voxels.features, weight, bias, self.eps)[0])
         mean = global_pool(voxels.features, sample, samples, "mean")
         centred = voxels.features - mean[sample]
         variance = global_pool(centred.square(), sample, samples, "mean")
