@@ -83,19 +83,25 @@ def test_native_is_the_definition(seed, sizes, scale, iterations):
     batch = tuple(torch.randint(0, 3, (n,), generator=generator) for n in sizes)
     weight = torch.randn(sizes[0], 3, generator=generator)
     results = []
-    for name in IMPLEMENTATIONS:
-        leaves = [f.clone().requires_grad_() for f in features]
-        scalars = [torch.tensor(v, requires_grad=True) for v in (0.1, 0.5)]
+    kinds = (("reference", torch.float64), ("reference", torch.float32), ("native", torch.float32))
+    for name, dtype in kinds:
+        leaves = [f.to(dtype, copy=True).requires_grad_() for f in features]
+        scalars = [torch.tensor(v, dtype=dtype, requires_grad=True) for v in (0.1, 0.5)]
+        places = tuple(p.to(dtype) for p in points)
         with backend.forced(name):
-            flow, mass = transport_flow(leaves, points, *scalars, iterations, batch=batch)
+            flow, mass = transport_flow(leaves, places, *scalars, iterations, batch=batch)
             grads = torch.autograd.grad(
                 (flow * weight).sum() + mass.sum(), [*leaves, *scalars], allow_unused=True
             )
-        results.append((flow, mass, *(g for g in grads if g is not None)))
-    for reference, found in zip(*results):
-        largest = reference.detach().abs().max() if reference.numel() else 0
-        share = 2e-4 if reference.dim() else 5e-3  # a scalar's gradient is a sum that cancels
-        torch.testing.assert_close(found, reference, rtol=share, atol=float(share * largest + 1e-6))
+        results.append([r.float() for r in (flow, mass, *grads) if r is not None])
+    for true, reference, found in zip(*results):
+        if not true.numel():
+            continue
+        # where masses are tiny, float32 cancels: the kernel may be as far off as the definition
+        rounding = 4 * float((reference - true).detach().abs().max())
+        share = 2e-4 if true.dim() else 5e-3  # a scalar's gradient is a sum that cancels
+        limit = share * float(true.abs().max()) + rounding + 1e-6
+        torch.testing.assert_close(found, true, rtol=0, atol=limit)
 
 
 @each
