@@ -21,4 +21,5 @@ model = dict(
         type="SparseUNet", channels=[16, 32, 64, 64, 64], up_channels=[64, 64, 32, 16], blocks=1
     ),
 )
-train_cfg = dict(max_epochs=12)
+train_cfg = dict(max_epochs=24)
+optim_wrapper = dict(optimizer=dict(lr=0.004))
