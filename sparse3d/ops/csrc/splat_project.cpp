@@ -11,45 +11,8 @@
 
 namespace {
 
-#define S3D_LANES 4
-namespace plain {
-#include "splat_project_kernel.h"
-}
-#undef S3D_LANES
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define S3D_LEVELS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#pragma GCC optimize("fp-contract=fast")
-#define S3D_LANES 8
-namespace avx2 {
-#include "splat_project_kernel.h"
-}
-#undef S3D_LANES
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
-#pragma GCC optimize("fp-contract=fast")
-#define S3D_LANES 16
-namespace avx512 {
-#include "splat_project_kernel.h"
-}
-#undef S3D_LANES
-#pragma GCC pop_options
-#endif
-
-// level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
-int best(int64_t level) {
-#ifdef S3D_LEVELS
-  if ((level == 0 || level == 3) && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
-    return 3;
-  if (level != 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
-#endif
-  return 1;
-}
+#define S3D_KERNELS "splat_project_kernel.h"
+#include "levels.h"
 
 }  // namespace
 
@@ -71,17 +34,11 @@ EXPORT int64_t s3d_splat_project(const float* means, const float* covars, const 
   p.radii = radii, p.means2d = means2d, p.depths = depths, p.conics = conics;
   p.compensations = compensations;
   const int64_t tasks = batch * p.chunks();
-  const int chosen = best(level);
+  const int chosen = best_level(level);
 #pragma omp parallel for num_threads(useful_threads(threads, tasks, 2)) schedule(dynamic, 1)
   for (int64_t t = 0; t < tasks; t++) {
     const int64_t b = t / p.chunks(), chunk = t % p.chunks();
-    switch (chosen) {
-#ifdef S3D_LEVELS
-      case 3: avx512::project(p, b, chunk); break;
-      case 2: avx2::project(p, b, chunk); break;
-#endif
-      default: plain::project(p, b, chunk);
-    }
+    S3D_AT(chosen, project(p, b, chunk));
   }
   return 0;
 }
@@ -104,20 +61,14 @@ EXPORT int64_t s3d_splat_project_gradient(
   std::vector<double> views(batch * p.chunks() * cameras * 12);
   p.d_views = views.data();
   const int64_t tasks = batch * p.chunks();
-  const int chosen = best(level);
+  const int chosen = best_level(level);
 #pragma omp parallel num_threads(useful_threads(threads, tasks, 2))
   {
     std::vector<float> memory;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t t = 0; t < tasks; t++) {
       const int64_t b = t / p.chunks(), chunk = t % p.chunks();
-      switch (chosen) {
-#ifdef S3D_LEVELS
-        case 3: avx512::pull_back(p, b, chunk, memory); break;
-        case 2: avx2::pull_back(p, b, chunk, memory); break;
-#endif
-        default: plain::pull_back(p, b, chunk, memory);
-      }
+      S3D_AT(chosen, pull_back(p, b, chunk, memory));
     }
   }
   memset(d_views, 0, sizeof(float) * batch * cameras * 16);
@@ -142,18 +93,12 @@ EXPORT int64_t s3d_splat_harmonics(const float* dirs, const float* coeffs, const
   q.dirs = dirs, q.coeffs = coeffs, q.masks = masks, q.images = images, q.count = count;
   q.terms = terms, q.degree = degree, q.shared = shared, q.colors = colors;
   const int64_t chunks = (count + HARMONICS_CHUNK - 1) / HARMONICS_CHUNK, tasks = images * chunks;
-  const int chosen = best(level);
+  const int chosen = best_level(level);
 #pragma omp parallel for num_threads(useful_threads(threads, tasks, 2)) schedule(dynamic, 1)
   for (int64_t t = 0; t < tasks; t++) {
     const int64_t first = t % chunks * HARMONICS_CHUNK, image = t / chunks;
     const int64_t end = std::min(count, first + HARMONICS_CHUNK);
-    switch (chosen) {
-#ifdef S3D_LEVELS
-      case 3: avx512::harmonics(q, image, first, end); break;
-      case 2: avx2::harmonics(q, image, first, end); break;
-#endif
-      default: plain::harmonics(q, image, first, end);
-    }
+    S3D_AT(chosen, harmonics(q, image, first, end));
   }
   return 0;
 }
@@ -169,17 +114,11 @@ EXPORT int64_t s3d_splat_harmonics_gradient(const float* grad, const float* dirs
   q.count = count, q.terms = terms, q.degree = degree, q.shared = shared;
   q.d_dirs = d_dirs, q.d_coeffs = d_coeffs;
   const int64_t chunks = (count + HARMONICS_CHUNK - 1) / HARMONICS_CHUNK;
-  const int chosen = best(level);
+  const int chosen = best_level(level);
 #pragma omp parallel for num_threads(useful_threads(threads, chunks, 2)) schedule(dynamic, 1)
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
     const int64_t first = chunk * HARMONICS_CHUNK, end = std::min(count, first + HARMONICS_CHUNK);
-    for (int64_t image = 0; image < images; image++) switch (chosen) {
-#ifdef S3D_LEVELS
-        case 3: avx512::harmonics_gradient(q, image, first, end); break;
-        case 2: avx2::harmonics_gradient(q, image, first, end); break;
-#endif
-        default: plain::harmonics_gradient(q, image, first, end);
-      }
+    for (int64_t image = 0; image < images; image++) S3D_AT(chosen, harmonics_gradient(q, image, first, end));
   }
   return 0;
 }

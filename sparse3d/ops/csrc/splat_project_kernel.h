@@ -11,7 +11,7 @@ INLINE Lanes spread(float x) { return x - (Lanes){}; }
 INLINE Lanes keep(Mask m, Lanes x) { return (Lanes)((Mask)x & m); }
 template <class Function>
 INLINE Lanes each(const Function& function) {
-  Lanes out;
+  Lanes out = {};
   for (int l = 0; l < L; l++) out[l] = function(l);
   return out;
 }

@@ -1,8 +1,6 @@
 // Products with the transport kernel K[i, j] = exp((f0_i . f1_j - 1) / eps), 0 from the radius on and
 // between samples, without ever holding K: blocks of it are made, used and forgotten.
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include <algorithm>
 #include <limits>
@@ -94,50 +92,8 @@ struct Problem {
   float* out;                 // [places, width]
 };
 
-#define S3D_LANES 4
-namespace plain {
-#include "transport_kernel.h"
-}
-#undef S3D_LANES
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define S3D_LEVELS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#pragma GCC optimize("fp-contract=fast")
-#define S3D_LANES 8
-namespace avx2 {
-#include "transport_kernel.h"
-}
-#undef S3D_LANES
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
-#pragma GCC optimize("fp-contract=fast")
-#define S3D_LANES 16
-namespace avx512 {
-#include "transport_kernel.h"
-}
-#undef S3D_LANES
-#pragma GCC pop_options
-#endif
-
-typedef void (*BlockOfRows)(const Problem&, int64_t, float*);
-
-BlockOfRows best() {
-#ifdef S3D_LEVELS
-  const char* asked = getenv("SPARSE3D_ISA");
-  const bool any = !asked || !*asked;
-  if ((any || !strcmp(asked, "avx512")) && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
-    return avx512::block_of_rows;
-  if ((any || strcmp(asked, "plain")) && __builtin_cpu_supports("avx2") &&
-      __builtin_cpu_supports("fma"))
-    return avx2::block_of_rows;
-#endif
-  return plain::block_of_rows;
-}
+#define S3D_KERNELS "transport_kernel.h"
+#include "levels.h"
 
 }  // namespace
 
@@ -171,7 +127,7 @@ EXPORT int64_t s3d_transport_product(const float* features0, const float* points
                            right_rows.data(),
                            value_rows.data(),
                            found.data()};
-  const BlockOfRows block_of_rows = best();
+  void (*const block_of_rows)(const Problem&, int64_t, float*) = S3D_AT(best_level(0), block_of_rows);
   const int team = useful_threads(threads, rows.blocks, 2);
 #pragma omp parallel num_threads(team)
   {
