@@ -3,8 +3,6 @@
 // run over fixed ranges in order, so the bits do not depend on the number of threads.
 #include <math.h>
 #include <omp.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include <algorithm>
 #include <memory>
@@ -38,33 +36,8 @@ struct Problem {
   double* sums;  // [chunks, 2 * width]
 };
 
-#define S3D_LANES 4
-namespace plain {
-#include "set_conv_kernel.h"
-}
-#undef S3D_LANES
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define S3D_LEVELS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#pragma GCC optimize("fp-contract=fast")
-#define S3D_LANES 8
-namespace avx2 {
-#include "set_conv_kernel.h"
-}
-#undef S3D_LANES
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
-#pragma GCC optimize("fp-contract=fast")
-#define S3D_LANES 16
-namespace avx512 {
-#include "set_conv_kernel.h"
-}
-#undef S3D_LANES
-#pragma GCC pop_options
-#endif
+#define S3D_KERNELS "set_conv_kernel.h"
+#include "levels.h"
 
 struct Kernels {
   void (*pass)(const Problem&, int, int64_t, float*);
@@ -73,18 +46,8 @@ struct Kernels {
 };
 
 Kernels best() {
-#ifdef S3D_LEVELS
-  const char* asked = getenv("SPARSE3D_ISA");
-  const bool any = !asked || !*asked;
-  if ((any || !strcmp(asked, "avx512")) && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
-    return {avx512::pass, avx512::last_norm, avx512::first_layer};
-  if ((any || strcmp(asked, "plain")) && __builtin_cpu_supports("avx2") &&
-      __builtin_cpu_supports("fma"))
-    return {avx2::pass, avx2::last_norm, avx2::first_layer};
-#endif
-  return {plain::pass, plain::last_norm, plain::first_layer};
+  const int level = best_level(0);
+  return {S3D_AT(level, pass), S3D_AT(level, last_norm), S3D_AT(level, first_layer)};
 }
 
 // Factor and summand by which a layer's rows are normalised, from the sums of all chunks.
