@@ -1,6 +1,6 @@
 """The world's small TSP3D asked about real scenes, in sentences made from their instances.
 
-python tools/test.py configs/grounding/tsp3d_world_scannet.py work_dirs/tsp3d_world/final.pth
+python tools/test.py configs/grounding/tsp3d_world_scannet.py data/weights/tsp3d_world.pth
 """
 
 _base_ = "tsp3d_world.py"
