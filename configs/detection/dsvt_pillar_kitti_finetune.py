@@ -1,7 +1,7 @@
 """The detector of dsvt_pillar_world_kitti.py, tuned on a few labelled KITTI frames.
 
 python tools/train.py configs/detection/dsvt_pillar_kitti_finetune.py --cfg-options \\
-    load_from=work_dirs/dsvt_pillar_world_kitti/final.pth
+    load_from=data/weights/dsvt_pillar_world_kitti.pth
 
 World objects are pasted into the real frames: a handful of frames alone shows too few.
 """

@@ -207,6 +207,12 @@ def test_a_decision_needs_a_finer_stage():
         TSP3DHead((16, 16, 16), VoxelGrid((0.1,) * 3, (0.0,) * 3), 16, decision=DECISION)
 
 
+@pytest.mark.parametrize("change", [{"looks": 0}, {"heads": 3}])
+def test_a_decision_s_numbers_are_checked(change):
+    with pytest.raises(ValueError, match="one look at least"):
+        model(decision={**DECISION, **change})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -21,7 +21,6 @@ class Choice:
         quality: [M] of every voxel: the logit of its box's IoU with the object that it lies in.
         rows: [B, K] the voxels whose boxes are candidates; 0 where there is none.
         there: [B, K] bool, whether there is one.
-        boxes: [B, K, 6] their boxes after the last look.
         looks: [B, K, 6] their boxes after each look.
         logits: [B, K] of being meant, -inf where there is none.
         names: [B, K, classes + 1] logits of the class, the last one of no object; None without.
@@ -30,10 +29,14 @@ class Choice:
     quality: Tensor
     rows: Tensor
     there: Tensor
-    boxes: Tensor
     looks: list[Tensor]
     logits: Tensor
     names: Tensor | None
+
+    @property
+    def boxes(self) -> Tensor:
+        """[B, K, 6] after the last look."""
+        return self.looks[-1]
 
 
 class Decision(nn.Module):
@@ -51,6 +54,9 @@ class Decision(nn.Module):
         candidates: most boxes of a scene.
         overlap: IoU above which the worse of two boxes is no candidate.
         looks: how often a box is looked at and moved.
+
+    Raises:
+        ValueError: no look, or heads that do not divide the channels.
     """
 
     def __init__(
@@ -66,6 +72,11 @@ class Decision(nn.Module):
         looks: int = 2,
     ):
         super().__init__()
+        if looks < 1 or channels % heads:
+            raise ValueError(
+                f"looks is {looks} and heads {heads}; one look at least is needed, and heads that "
+                f"divide the {channels} channels"
+            )
         self.candidates, self.overlap = candidates, overlap
         self.quality = nn.Linear(channels, 1)
         nn.init.constant_(self.quality.bias, -2)  # most boxes are of no object
@@ -114,7 +125,7 @@ class Decision(nn.Module):
             x = layer(x, pairs, there, words, padding)
         found = self.score(x)[..., 0].float() + logits[rows]
         found = found.masked_fill(~there, -torch.inf)
-        return Choice(quality, rows, there, looks[-1], looks[1:], found, names)
+        return Choice(quality, rows, there, looks[1:], found, names)
 
     def _candidates(
         self, voxels: SparseVoxels, boxes: Tensor, quality: Tensor

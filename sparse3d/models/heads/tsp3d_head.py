@@ -110,7 +110,7 @@ class TSP3DHead(nn.Module):
             answers, as published.
 
     Raises:
-        ValueError: the levels differ in width.
+        ValueError: the levels differ in width, or a decision has no finer stage to look at.
     """
 
     def __init__(
