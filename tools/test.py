@@ -33,9 +33,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Test, write the metrics and leave the process group."""
-    args = parse_args()
+def test(args: argparse.Namespace) -> None:
+    """Test and write the metrics."""
     if args.out:  # before the work: a test can take hours
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     runner = build_runner(
@@ -50,6 +49,11 @@ def main() -> None:
     metrics = runner.test()
     if args.out and is_main_process():
         Path(args.out).write_text(json.dumps(metrics, indent=2, default=float) + "\n")
+
+
+def main() -> None:
+    """Test and leave the process group."""
+    test(parse_args())
     distributed.finish()
 
 

@@ -1,5 +1,6 @@
 """One process or several: start-up of the process group, wrapping of the model, shared buffers."""
 
+import gc
 import os
 import warnings
 
@@ -40,8 +41,14 @@ def start(launcher: str) -> None:
 
 
 def finish() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, together with the others.
+
+    Called when nobody holds the Runner any more: gloo's threads end with the last who knows the
+    group, which a wrapped model does, and threads that outlive the interpreter abort the process.
+    """
     if dist.is_initialized():
+        gc.collect()  # a Runner and its hooks hold each other
+        dist.barrier()
         dist.destroy_process_group()
 
 
