@@ -264,17 +264,15 @@ _weights.register_autograd(_gradient, setup_context=_setup)
 
 
 def _blend_native(nodes: Tensor, features: Tensor) -> Tensor:
-    """``nodes @ features``; a single ray's product as a sum of rows, twice as fast without grad."""
-    boxes, rays, count = nodes.shape
+    """``nodes @ features``; without gradients rows of weight 0 are not read."""
     wanted = torch.is_grad_enabled() and (nodes.requires_grad or features.requires_grad)
     plain = nodes.dtype == features.dtype and nodes.dtype in (torch.float32, torch.float64)
-    if rays != 1 or boxes == 0 or wanted or not plain:
+    if wanted or not plain or torch.compiler.is_compiling():
         return nodes @ features
-    rows = torch.arange(boxes * count).view(boxes, count)
-    found = torch.nn.functional.embedding_bag(
-        rows, features.flatten(0, 1), mode="sum", per_sample_weights=nodes[:, 0]
-    )
-    return found[:, None]
+    out = nodes.new_empty(*nodes.shape[:2], features.shape[2])
+    given = (nodes.contiguous(), features.contiguous(), *nodes.shape, features.shape[2])
+    native.call(f"s3d_blend_{_suffix(nodes)}", *given, out, native.threads())
+    return out
 
 
 BLEND = {"reference": torch.matmul, "native": _blend_native, "cuda": torch.matmul}

@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <vector>
 
+// Without it loops with a choice in them are not made wide; results stay the same.
+#pragma GCC optimize("no-trapping-math")
+
 namespace {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -14,6 +17,7 @@ namespace {
 #else
 #define WIDE
 #endif
+#define INLINE inline __attribute__((always_inline))
 
 constexpr int64_t MOST_STEPS = 1000000;  // more only where rounding has eaten the box
 
@@ -36,37 +40,52 @@ struct Boxes {
 // The samples of one ray that lie in the box, in arrays of their own so that loops are wide.
 template <class T>
 struct Samples {
-  std::vector<T> fraction[3], softplus, slope;
-  std::vector<int32_t> corner, number, near;
+  std::vector<T> fraction[3], softplus, slope, alpha;
+  std::vector<int32_t> corner, number, near, inside;
   int64_t count = 0;
   void reserve(int64_t n) {
     if ((int64_t)softplus.size() >= n) return;
-    for (auto* v : {&fraction[0], &fraction[1], &fraction[2], &softplus, &slope}) v->resize(n);
-    for (auto* v : {&corner, &number, &near}) v->resize(n);
+    for (auto* v : {&fraction[0], &fraction[1], &fraction[2], &softplus, &slope, &alpha}) v->resize(n);
+    for (auto* v : {&corner, &number, &near, &inside}) v->resize(n);
   }
 };
 
-// log(1 + exp(x)) and its slope. In float: exp and log by polynomials, good to 2e-7 relative.
-WIDE void soften(float* __restrict x, float* __restrict slope, int64_t n) {
+// By value: std::min's references keep loops from being made wide.
+template <class T>
+INLINE T least(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+INLINE T most(T a, T b) {
+  return a < b ? b : a;
+}
+
+// exp(-a) of a >= 0, good to 2e-7 relative down to exp(-80).
+INLINE float decay(float a) {
+  const float t = -least(a, 80.f) * 1.44269504f;
+  const float whole = floorf(t);
+  const float f = (t - whole - 0.5f) * 0.693147181f;  // -0.347 .. 0.347
+  float p = 1.f / 5040;
+  p = p * f + 1.f / 720;
+  p = p * f + 1.f / 120;
+  p = p * f + 1.f / 24;
+  p = p * f + 1.f / 6;
+  p = p * f + 0.5f;
+  p = p * f + 1.f;
+  p = (p * f + 1.f) * 1.41421356f;
+  union {
+    int32_t i;
+    float f;
+  } scale;
+  scale.i = ((int32_t)whole + 127) << 23;
+  return p * scale.f;
+}
+
+// log(1 + exp(x)) in place of x, its slope, and the opacity 1 - exp(-interval * it).
+WIDE void soften(float* __restrict x, float* __restrict slope, float* __restrict alpha, float interval,
+                 int64_t n) {
   for (int64_t i = 0; i < n; i++) {
-    const float a = std::min(fabsf(x[i]), 80.f);
-    const float t = -a * 1.44269504f;
-    const float whole = floorf(t);
-    const float f = (t - whole - 0.5f) * 0.693147181f;  // -0.347 .. 0.347
-    float p = 1.f / 5040;
-    p = p * f + 1.f / 720;
-    p = p * f + 1.f / 120;
-    p = p * f + 1.f / 24;
-    p = p * f + 1.f / 6;
-    p = p * f + 0.5f;
-    p = p * f + 1.f;
-    p = (p * f + 1.f) * 1.41421356f;
-    union {
-      int32_t i;
-      float f;
-    } scale;
-    scale.i = ((int32_t)whole + 127) << 23;
-    const float e = p * scale.f;  // exp(-|x|) in (0, 1]
+    const float e = decay(fabsf(x[i]));
     // log(1 + e) = 2 atanh(e / (2 + e)), argument up to a third
     const float s = e / (2.f + e), q = s * s;
     float l = 1.f / 15;
@@ -79,17 +98,70 @@ WIDE void soften(float* __restrict x, float* __restrict slope, int64_t n) {
     l = l * q + 1.f;
     const float inverse = 1.f / (1.f + e);
     slope[i] = x[i] > 0 ? inverse : e * inverse;
-    x[i] = std::max(x[i], 0.f) + 2.f * s * l;
+    x[i] = most(x[i], 0.f) + 2.f * s * l;
+    const float y = interval * x[i];
+    float small = -1.f / 5040;  // the series of 1 - exp(-y), where the difference would lose digits
+    small = small * y + 1.f / 720;
+    small = small * y - 1.f / 120;
+    small = small * y + 1.f / 24;
+    small = small * y - 1.f / 6;
+    small = small * y + 0.5f;
+    small = y * (1.f - small * y);
+    const float large = 1.f - decay(y);
+    alpha[i] = y < 0.25f ? small : large;
   }
 }
 
-void soften(double* x, double* slope, int64_t n) {
+void soften(double* x, double* slope, double* alpha, double interval, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     const double e = exp(-fabs(x[i]));
     slope[i] = x[i] > 0 ? 1 / (1 + e) : e / (1 + e);
-    x[i] = std::max(x[i], 0.0) + log1p(e);
+    x[i] = most(x[i], 0.0) + log1p(e);
+    alpha[i] = -expm1(-interval * x[i]);
   }
 }
+
+// Where sample i of a ray lies: cell and place in it along one axis, nearest node, and whether it is
+// inside the box. Rounds as the definition does, so that both see the same samples.
+template <class T>
+struct Ray {
+  const T *origin, *direction, *low, *high;
+  T enter, step, length;
+  int64_t steps;
+  int32_t shape[3];
+
+  // One axis after the other; `first`: the arrays begin with this one.
+  template <bool first>
+  INLINE void place_axis(int k, T* __restrict share, int32_t* __restrict corner, int32_t* __restrict near,
+                         int32_t* __restrict inside) const {
+    const T o = origin[k], d = direction[k], l = low[k], h = high[k], edge = h - l;
+    const T from = enter, by = step, over = length, spread = (T)(shape[k] - 1);
+    const int32_t width = shape[k], last = shape[k] - 1;
+    for (int32_t i = 0; i < (int32_t)steps; i++) {
+      const T along = (T)i * by / over + from;
+      const T p = o + along * d;
+      // zero first: a NaN becomes a corner of the box
+      const T scaled = least((T)1, most((T)0, (p - l) / edge)) * spread;
+      const int32_t cell = least((int32_t)scaled, last - 1);  // scaled is not below 0
+      const int32_t closest = least((int32_t)(scaled + (T)0.5), last);
+      const int32_t there = (int32_t)(p >= l) & (int32_t)(p <= h);
+      share[i] = scaled - (T)cell;
+      inside[i] = first ? there : inside[i] & there;
+      corner[i] = first ? cell : corner[i] * width + cell;
+      near[i] = first ? closest : near[i] * width + closest;
+    }
+  }
+
+  INLINE void place(Samples<T>& s) const {
+    int32_t *corner = s.corner.data(), *near = s.near.data(), *inside = s.inside.data();
+    place_axis<true>(0, s.fraction[0].data(), corner, near, inside);
+    place_axis<false>(1, s.fraction[1].data(), corner, near, inside);
+    place_axis<false>(2, s.fraction[2].data(), corner, near, inside);
+  }
+};
+
+WIDE void place(const Ray<float>& ray, Samples<float>& s) { ray.place(s); }
+WIDE void place(const Ray<double>& ray, Samples<double>& s) { ray.place(s); }
 
 // Slab test, then the samples between the faces. Returns false where the ray has none.
 template <class T>
@@ -110,28 +182,16 @@ bool sample(const Boxes<T>& b, int64_t box, int64_t ray, Samples<T>& s) {
   const T wanted = ceil((leave - enter) * length / step);
   const int64_t steps = wanted > 1 ? (int64_t)std::min(wanted, (T)MOST_STEPS) : 1;
   s.reserve(steps);
+  const int32_t shape[3] = {(int32_t)b.shape[0], (int32_t)b.shape[1], (int32_t)b.shape[2]};
+  place(Ray<T>{o, d, low, high, enter, step, length, steps, {shape[0], shape[1], shape[2]}}, s);
+  const uint8_t* mask = b.mask + box * b.nodes();
   s.count = 0;
-  const int64_t ny = b.shape[1], nz = b.shape[2];
-  const T spread[3] = {(T)(b.shape[0] - 1), (T)(b.shape[1] - 1), (T)(b.shape[2] - 1)};
   for (int64_t i = 0; i < steps; i++) {
-    const T along = (T)i * step / length + enter;
-    int64_t cell[3], closest[3];
-    bool inside = true;
-    for (int k = 0; k < 3; k++) {
-      const T p = o[k] + along * d[k];
-      inside = inside && p >= low[k] && p <= high[k];
-      // zero first: a NaN becomes a corner of the box
-      const T place = std::min((T)1, std::max((T)0, (p - low[k]) / (high[k] - low[k])));
-      const T scaled = place * spread[k];
-      cell[k] = std::min((int64_t)scaled, b.shape[k] - 2);  // scaled is not below 0
-      closest[k] = std::min((int64_t)(scaled + (T)0.5), b.shape[k] - 1);
-      s.fraction[k][s.count] = scaled - (T)cell[k];
-    }
-    s.corner[s.count] = (int32_t)((cell[0] * ny + cell[1]) * nz + cell[2]);
-    s.near[s.count] = (int32_t)((closest[0] * ny + closest[1]) * nz + closest[2]);
-    s.number[s.count] = (int32_t)i;
-    const bool kept = inside && b.mask[box * b.nodes() + s.near[s.count]];
-    s.count += kept;
+    const int64_t at = s.count;
+    for (auto& share : s.fraction) share[at] = share[i];
+    s.corner[at] = s.corner[i];
+    s.number[at] = (int32_t)i;
+    s.count += s.inside[i] & (mask[s.near[i]] != 0);
   }
   return s.count > 0;
 }
@@ -145,17 +205,35 @@ inline void corners(const Samples<T>& s, int64_t i, T out[8]) {
   out[4] = c * (1 - z), out[5] = c * z, out[6] = d * (1 - z), out[7] = d * z;
 }
 
-// Fills softplus and slope of a ray's samples.
+// Densities of a ray's samples: trilinear in the grid of their box.
+template <class T>
+INLINE void mix(const T* grid, const int64_t offset[8], Samples<T>& s, T shift) {
+  const T *x = s.fraction[0].data(), *y = s.fraction[1].data(), *z = s.fraction[2].data();
+  const int32_t* corner = s.corner.data();
+  T* out = s.softplus.data();
+  for (int64_t i = 0; i < s.count; i++) {
+    const T* g = grid + corner[i];
+    const T a = (1 - x[i]) * (1 - y[i]), b = (1 - x[i]) * y[i], c = x[i] * (1 - y[i]), d = x[i] * y[i];
+    const T w[8] = {a * (1 - z[i]), a * z[i], b * (1 - z[i]), b * z[i],
+                    c * (1 - z[i]), c * z[i], d * (1 - z[i]), d * z[i]};
+    T sum = 0;
+    for (int k = 0; k < 8; k++) sum += g[offset[k]] * w[k];
+    out[i] = sum + shift;
+  }
+}
+
+WIDE void mix_all(const float* grid, const int64_t offset[8], Samples<float>& s, float shift) {
+  mix(grid, offset, s, shift);
+}
+WIDE void mix_all(const double* grid, const int64_t offset[8], Samples<double>& s, double shift) {
+  mix(grid, offset, s, shift);
+}
+
+// Fills softplus, slope and alpha of a ray's samples.
 template <class T>
 void densities(const Boxes<T>& b, int64_t box, const int64_t offset[8], Samples<T>& s) {
-  const T* grid = b.density + box * b.nodes();
-  for (int64_t i = 0; i < s.count; i++) {
-    T w[8], sum = 0;
-    corners(s, i, w);
-    for (int k = 0; k < 8; k++) sum += grid[s.corner[i] + offset[k]] * w[k];
-    s.softplus[i] = sum + (T)b.set.shift;
-  }
-  soften(s.softplus.data(), s.slope.data(), s.count);
+  mix_all(b.density + box * b.nodes(), offset, s, (T)b.set.shift);
+  soften(s.softplus.data(), s.slope.data(), s.alpha.data(), (T)b.set.interval, s.count);
 }
 
 template <class T>
@@ -169,7 +247,7 @@ template <class T, class Body>
 T composite(const Settings& set, const Samples<T>& s, const Body& body) {
   T left = 1;
   for (int64_t i = 0; i < s.count; i++) {
-    const T alpha = -expm1(-(T)set.interval * s.softplus[i]);
+    const T alpha = s.alpha[i];
     if (!(alpha > (T)set.threshold)) continue;
     const T weight = left * alpha, after = left - weight;
     body(i, weight > (T)set.threshold ? weight : (T)0, after);
@@ -261,7 +339,44 @@ int64_t backward(const Boxes<T>& b, const T* grad_nodes, const T* grad_left, T* 
   return 0;
 }
 
+// out [boxes, rays, channels] = nodes [boxes, rays, n] @ features [boxes, n, channels]: a ray sees few
+// of its box's nodes, and only those are read.
+template <class T>
+INLINE void blend_rows(const T* nodes, const T* features, int64_t n, int64_t channels, T* out) {
+  std::fill(out, out + channels, (T)0);
+  for (int64_t i = 0; i < n; i++) {
+    const T weight = nodes[i], *row = features + i * channels;
+    if (weight == 0) continue;
+    for (int64_t c = 0; c < channels; c++) out[c] += weight * row[c];
+  }
+}
+
+WIDE void blend_ray(const float* nodes, const float* features, int64_t n, int64_t channels, float* out) {
+  blend_rows(nodes, features, n, channels, out);
+}
+WIDE void blend_ray(const double* nodes, const double* features, int64_t n, int64_t channels, double* out) {
+  blend_rows(nodes, features, n, channels, out);
+}
+
+template <class T>
+int64_t blend(const T* nodes, const T* features, int64_t boxes, int64_t rays, int64_t n, int64_t channels,
+              T* out, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(useful_threads(threads, boxes * rays, 64))
+  for (int64_t at = 0; at < boxes * rays; at++)
+    blend_ray(nodes + at * n, features + at / rays * n * channels, n, channels, out + at * channels);
+  return 0;
+}
+
 }  // namespace
+
+#define BLEND(T, SUFFIX)                                                                         \
+  EXPORT int64_t s3d_blend_##SUFFIX(const T* nodes, const T* features, int64_t boxes, int64_t rays, \
+                                    int64_t n, int64_t channels, T* out, int64_t threads) {      \
+    return blend(nodes, features, boxes, rays, n, channels, out, threads);                       \
+  }
+
+BLEND(float, f32)
+BLEND(double, f64)
 
 #define RAY_WEIGHTS(T, SUFFIX)                                                                     \
   EXPORT int64_t s3d_ray_weights_##SUFFIX(                                                         \
