@@ -87,7 +87,7 @@ def refine_pose(
         except np.linalg.LinAlgError:
             return None
         pose = _moved(pose, step)
-        if np.abs(step).max() < 1e-7:  # 0.1 micrometres
+        if np.abs(step).max() < 1e-6:  # a micrometre
             break
     residual, _, depth = _linear(pixels, points, K, pose)
     inliers = (depth > 1e-6) & ((residual**2).sum(1) < error**2)
@@ -103,7 +103,7 @@ def _by_poselib(pixels, points, K, error, seed):
         "height": int(2 * K[1, 2]) + 1,
         "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]],
     }
-    ransac = {"max_reproj_error": error, "min_iterations": 200, "max_iterations": 5000}
+    ransac = {"max_reproj_error": error, "min_iterations": 100, "max_iterations": 5000}
     ransac |= {"seed": seed, "success_prob": 0.9999}
     pose, info = poselib.estimate_absolute_pose(
         pixels, points, camera, ransac, {"max_iterations": 30, "loss_type": "CAUCHY"}

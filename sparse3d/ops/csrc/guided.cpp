@@ -66,6 +66,51 @@ std::vector<std::vector<Pair>> collect(int64_t rows, int64_t threads, const Sear
   return found;
 }
 
+// Places in stripes of `height` pixels, in each from left to right.
+struct Stripes {
+  const float height;
+  float low = 0;
+  std::vector<int64_t> order, first;  // rows of the places; where each stripe begins
+  std::vector<float> x, y;
+
+  Stripes(const float* places, int64_t m, float height) : height(height), order(m), x(m), y(m) {
+    std::iota(order.begin(), order.end(), 0);
+    float high = 0;
+    for (int64_t j = 0; j < m; j++) {
+      low = j ? std::min(low, places[2 * j + 1]) : places[1];
+      high = j ? std::max(high, places[2 * j + 1]) : places[1];
+    }
+    const int64_t most = 4096;  // places may lie anywhere
+    const int64_t count = 1 + (int64_t)std::min<double>(most - 1, ((double)high - low) / height);
+    std::vector<int32_t> stripe(m);
+    first.assign(count + 1, 0);
+    for (int64_t j = 0; j < m; j++) {
+      stripe[j] = (int32_t)std::min<double>(count - 1, ((double)places[2 * j + 1] - low) / height);
+      first[stripe[j] + 1]++;
+    }
+    for (int64_t s = 0; s < count; s++) first[s + 1] += first[s];
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      if (stripe[a] != stripe[b]) return stripe[a] < stripe[b];
+      return places[2 * a] < places[2 * b];
+    });
+    for (int64_t k = 0; k < m; k++) x[k] = places[2 * order[k]], y[k] = places[2 * order[k] + 1];
+  }
+
+  // Calls found(k) for all places, counted in `order`, less than the height from (u, v), and others.
+  template <class Found>
+  void near(float u, float v, const Found& found) const {
+    const int64_t last = (int64_t)first.size() - 2;
+    const double place = ((double)v - low) / height;
+    const int64_t from = (int64_t)std::min<double>(last, std::max(0.0, place - 1));
+    const int64_t to = (int64_t)std::min<double>(last, std::max(0.0, place + 1));
+    for (int64_t s = from; s <= to; s++) {
+      const auto end = x.begin() + first[s + 1];
+      int64_t k = std::lower_bound(x.begin() + first[s], end, u - height) - x.begin();
+      for (; k < first[s + 1] && x[k] <= u + height; k++) found(k);
+    }
+  }
+};
+
 }  // namespace
 
 // lines [n, 3] in the second picture, reach [n] and reaches [m]: how far a point may lie off, as
@@ -111,29 +156,22 @@ EXPORT int64_t s3d_match_within(const float* points, const float* places, const 
                                 int64_t rank, double radius, double least, double same_way,
                                 double same_size, int64_t* row, int64_t* column, float* similarity,
                                 int64_t threads) {
-  std::vector<int64_t> order(m);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return places[2 * a] < places[2 * b]; });
-  std::vector<float> x(m);
-  for (int64_t k = 0; k < m; k++) x[k] = places[2 * order[k]];
   const float far = (float)radius, square = far * far, ratio = (float)same_size;
+  const Stripes stripes(places, m, far + 1);  // one pixel more than enough: rounding decides nothing
   const auto found = collect(n, threads, [&](int64_t i, std::vector<Pair>& pairs) {
     const float u = points[2 * i], v = points[2 * i + 1];
-    // one pixel more than enough: rounding decides nothing here
-    int64_t k = std::lower_bound(x.begin(), x.end(), u - far - 1) - x.begin();
-    for (; k < m && x[k] <= u + far + 1; k++) {
-      const int64_t j = order[k];
-      const float du = u - x[k], dv = v - places[2 * j + 1];
-      if (!(du * du + dv * dv <= square)) continue;
+    stripes.near(u, v, [&](int64_t k) {
+      const float du = u - stripes.x[k], dv = v - stripes.y[k];
+      if (!(du * du + dv * dv <= square)) return;
+      const int64_t j = stripes.order[k];
       if (looks != nullptr) {
         const float *a = looks + 3 * i, *b = expected + 3 * j;
-        if (!(a[0] * b[0] + a[1] * b[1] > (float)same_way)) continue;
-        if (!(a[2] < ratio * b[2] && b[2] < ratio * a[2])) continue;
+        if (!(a[0] * b[0] + a[1] * b[1] > (float)same_way)) return;
+        if (!(a[2] < ratio * b[2] && b[2] < ratio * a[2])) return;
       }
       const float s = (dot(flat + i * rank, codes + j * rank, rank) + level[i]) / lengths[j];
       if (s >= (float)least) pairs.push_back({i, j, s});
-    }
+    });
   });
   std::vector<Best> rows(n), columns(m);
   for (const auto& pairs : found)
