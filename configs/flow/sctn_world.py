@@ -3,8 +3,8 @@
 Small, and with what the published network lacks for LiDAR, where most points stand still: nothing
 moves farther than 2 m in 0.1 s, near partners are likelier, the transported flow is judged before
 refinement too, and a gate closes where it is noise. Trained on squares of 22 m around what moves.
-Rigid groups have the last word, as behind DeltaFlow: groups=None for the network alone, which after
-these 800 steps is no better than to predict no motion: the groups do the work.
+Rigid groups have the last word, as behind DeltaFlow: groups=None for the network alone, which is
+not much better than to predict no motion: the groups do the work.
 """
 
 _base_ = [
@@ -44,4 +44,4 @@ train_dataloader = dict(
     )
 )
 optim_wrapper = dict(optimizer=dict(lr=0.002, weight_decay=0.01))
-train_cfg = dict(max_epochs=5)
+train_cfg = dict(max_epochs=20)

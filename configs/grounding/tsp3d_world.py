@@ -9,6 +9,7 @@ _base_ = [
 model = dict(
     type="TextGrounder",
     voxel_size=0.04,
+    guiding=2,
     text=dict(type="HashedWords", channels=64),
     encoder=dict(type="PlacedEncoder"),
     backbone=dict(
@@ -36,7 +37,8 @@ model = dict(
     teacher=dict(type="ObjectTeacher", class_names={{_base_.class_names}}),
 )
 
-train_cfg = dict(max_epochs=4, val_interval=4)
+train_dataloader = dict(dataset=dict(per_room=12))  # all the sentences of a room
+train_cfg = dict(max_epochs=12, val_interval=12)
 optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=0.002, weight_decay=0.01), clip_grad=dict(max_norm=5)
 )

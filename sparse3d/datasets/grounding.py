@@ -131,9 +131,13 @@ class GroundingDataset(PointDataset):
         """The room called ``scene_id``."""
         raise TypeError(f"{type(self).__name__} does not define load_room")
 
+    def room(self, scene_id: str) -> Room:
+        """The room called ``scene_id`` with the points that are drawn of it."""
+        return thinned(self.load_room(scene_id), self.num_points, scene_id)
+
     def load(self, index: int, generator: np.random.Generator) -> Sample:
         sentence = self.sentences[index]
-        room = thinned(self.load_room(sentence.scene_id), self.num_points, sentence.scene_id)
+        room = self.room(sentence.scene_id)
         row = {number: row for row, number in enumerate(room.ids)}
         if sentence.target not in row:
             raise ValueError(

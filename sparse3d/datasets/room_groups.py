@@ -43,7 +43,7 @@ class SentenceGroups(Dataset):
         if per_room < 1:
             raise ValueError(f"per_room is {per_room}; it must be 1 or more")
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
-        self.dataset.load_room = functools.lru_cache(maxsize=1)(self.dataset.load_room)
+        self.dataset.room = functools.lru_cache(maxsize=1)(self.dataset.room)
         self.per_room = per_room
         rooms: dict[str, list[int]] = {}
         for row, sentence in enumerate(self.dataset.sentences):

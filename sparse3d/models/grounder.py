@@ -11,8 +11,9 @@ from torch import Tensor
 from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, Detections, Sample, SparseVoxels, VoxelGrid
 
+from .heads.tsp3d_decision import Choice
 from .preprocessor import BatchPreprocessor
-from .text import Span, TextTokens
+from .text import WORD, Span, TextTokens
 
 MEAN_COLOR = (109.8 / 255, 97.2 / 255, 83.8 / 255)
 """Mean colour of ScanNet in 0..1, as TSP3D has it."""
@@ -28,7 +29,8 @@ class Explanation:
         detections: the answer.
         kept: [N, 3] metres, centres of the voxels that each pruning left, coarse to fine.
         sizes: edge in metres of the voxels of each entry of ``kept``.
-        words: [T] share of the box's attention on each word; sums to 1.
+        words: [T] how much each word counted: its share of the box's attention, or where a decision
+            chose, of how much likelier the answer is than without the word; sums to 1.
         spans: characters (begin, end) of each word; (0, 0): the sentence as a whole.
     """
 
@@ -53,6 +55,12 @@ class TextGrounder(BaseModel):
         teacher: config of an ObjectTeacher, which learns from all objects of a scene beside the
             sentences' targets (published: none).
         mean_color: what is taken off the colours (0..1); a scan without colours has this one.
+        guiding: sentences of a scene that go the whole way in training. The others choose among the
+            scene's true boxes, which costs little: what words mean takes many sentences to learn.
+            None: all of them. Needs a head with a decision.
+
+    Raises:
+        ValueError: ``guiding`` is not positive, or the head has no decision.
     """
 
     def __init__(
@@ -64,8 +72,15 @@ class TextGrounder(BaseModel):
         encoder: Mapping | None = None,
         teacher: Mapping | None = None,
         mean_color: Sequence[float] = MEAN_COLOR,
+        guiding: int | None = None,
     ):
         super().__init__(data_preprocessor=BatchPreprocessor())
+        if guiding is not None and (guiding < 1 or head.get("decision") is None):
+            raise ValueError(
+                f"guiding is {guiding}; it must be 1 or more and needs a head with a decision, "
+                "or None"
+            )
+        self.guiding = guiding
         grid = VoxelGrid((float(voxel_size),) * 3, (0.0,) * 3)
         encoder = encoder or {"type": "MeanEncoder"}
         self.encoder = MODELS.build({**encoder, "grid": grid, "point_channels": 6})
@@ -78,6 +93,7 @@ class TextGrounder(BaseModel):
         if head.get("decision") is not None:
             stages = getattr(self.backbone, "stage_channels", alone)
             derived["fine_channels"] = stages[-4] if len(stages) > 3 else None
+            derived["input_channels"] = width
         self.head = MODELS.build({**head, **derived})
         self.mean_color = tuple(mean_color)
         self.teacher = None
@@ -99,14 +115,22 @@ class TextGrounder(BaseModel):
         return self._answer(self._stages(batch), batch)
 
     def _stages(self, batch: Batch) -> list[SparseVoxels]:
-        """The backbone's stages, finest first; a single one where it has but one."""
-        found = self.backbone(self.voxels(batch))
-        return [found] if isinstance(found, SparseVoxels) else found
+        """The backbone's stages, finest first; a single one where it has but one.
 
-    def _answer(self, stages: list[SparseVoxels], batch: Batch):
-        words, scenes = self.words(batch), _scenes(batch)[1]
-        if len(set(scenes)) < len(scenes):
-            stages = [voxels.samples_at(scenes) for voxels in stages[-4:]]
+        For a decision what the backbone began with comes before the last four, in their finest
+        cells.
+        """
+        voxels = self.voxels(batch)
+        found = self.backbone(voxels)
+        stages = [found] if isinstance(found, SparseVoxels) else found
+        return stages if self.head.decision is None else [voxels.averaged(stages[-4]), *stages[-4:]]
+
+    def _answer(self, stages: list[SparseVoxels], batch: Batch, scenes: list[int] | None = None):
+        """The head's raw output; ``scenes`` are the samples' numbers in ``stages``."""
+        words = self.words(batch)
+        scenes = _scenes(batch)[1] if scenes is None else scenes
+        if scenes != list(range(stages[0].batch_size)):
+            stages = [voxels.samples_at(scenes) for voxels in stages]
         return self.head(stages, words.features, words.padding)
 
     def voxels(self, batch: Batch) -> SparseVoxels:
@@ -144,19 +168,33 @@ class TextGrounder(BaseModel):
         Raises:
             ValueError: a sample does not say which of its boxes its sentence means.
         """
-        targets = [_target(sample) for sample in batch.samples]
-        anchors = [list(sample.meta.get("anchors", ())) for sample in batch.samples]
-        stages = self._stages(batch)
-        raw = self._answer(stages, batch)
-        labels = {"labels": batch.labels} if self.head.learns_classes else {}
-        losses = self.head.loss(raw, batch.boxes, targets, anchors, **labels)
+        scenes, numbers = _scenes(batch)
+        whole, others = _guides(numbers, self.guiding)
+        stages, guides = self._stages(batch), Batch([batch.samples[row] for row in whole])
+        raw = self._answer(stages, guides, [numbers[row] for row in whole])
+        if self.head.decision is None:
+            losses = self.head.loss(raw, *_lesson(guides), **self._classes(guides))
+        else:
+            losses = self.head.loss(raw, *_lesson(guides))
+            choices = [raw.choice]
+            if others:
+                aside = Batch([batch.samples[row] for row in others])
+                words = self.words(aside)
+                known = self.head.known(stages, [scene.boxes for scene in scenes])
+                known = known.of(torch.tensor([numbers[row] for row in others]))
+                choices.append(self.head.decide(known, words.features, words.padding))
+                guides = Batch([*guides.samples, *aside.samples])
+            losses |= self.head.decision_loss(choices, *_lesson(guides), **self._classes(guides))
         if self.teacher is not None:
-            scenes = _scenes(batch)[0]
             known = [scene.boxes for scene in scenes], [scene.labels for scene in scenes]
             losses |= self.teacher.loss(stages[-3:], *known)
-            names = torch.stack([s.labels[row] for s, row in zip(batch.samples, targets)])
-            losses |= self.teacher.sentence_loss(raw.sentences, names)
+            meant = [s.labels[_target(s)] for s in (batch.samples[row] for row in whole)]
+            losses |= self.teacher.sentence_loss(raw.sentences, torch.stack(meant))
         return losses
+
+    def _classes(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The objects' classes, for a head that learns them."""
+        return {"labels": batch.labels} if self.head.learns_classes else {}
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Detections]:
@@ -169,7 +207,11 @@ class TextGrounder(BaseModel):
         """The answer to one sentence, with what stayed of the scene and which words counted."""
         batch = Batch([sample])
         stages, words = self._stages(batch), self.words(batch)
-        raw, shares = self.head.explain(stages, words.features, words.padding)
+        if self.head.decision is None:
+            raw, shares = self.head.explain(stages, words.features, words.padding)
+        else:
+            raw = self.head(stages, words.features, words.padding)
+            shares = self._missed(sample.text.strip(), words, raw.choice)
         detections = replace(self.head.predict(raw)[0], sample=sample)
         left = self.head.remaining(raw)
         return Explanation(
@@ -179,6 +221,25 @@ class TextGrounder(BaseModel):
             shares,
             words.spans[0],
         )
+
+    def _missed(self, text: str, words: TextTokens, choice: Choice) -> Tensor:
+        """Share [T] of each word: how much likelier it makes the answer than the text without it.
+
+        A word that speaks against the answer has 0; where none speaks for it, all count alike.
+        """
+        spans = words.spans[0]
+        left_out = {row: f"{text[:a]} {text[b:]}" for row, (a, b) in enumerate(spans)}
+        rows = [row for row, (a, b) in enumerate(spans) if a < b and WORD.search(left_out[row])]
+        shares = words.features.new_zeros(len(spans))
+        if rows and choice.candidates.there.any():
+            less = self.text([left_out[row] for row in rows])
+            scenes = torch.zeros(len(rows), dtype=torch.int64, device=shares.device)
+            found = self.head.decide(choice.candidates.of(scenes), less.features, less.padding)
+            best = choice.logits[-1][0].argmax()
+            with_all = choice.logits[-1][0].log_softmax(0)[best]
+            shares[rows] = (with_all - found.logits[-1].log_softmax(1)[:, best]).clamp(min=0)
+        total = shares.sum()
+        return shares / total if total > 0 else torch.full_like(shares, 1 / len(shares))
 
     def _points(self, sample: Sample) -> Tensor:
         """[P, 6] float32: metres, and colours less the mean."""
@@ -211,6 +272,25 @@ def _scenes(batch: Batch) -> tuple[list[Sample], list[int]]:
     numbers: dict[int, int] = {}
     scenes = [numbers.setdefault(id(sample.points), len(numbers)) for sample in batch.samples]
     return [batch.samples[scenes.index(number)] for number in range(len(numbers))], scenes
+
+
+def _guides(scenes: list[int], limit: int | None) -> tuple[list[int], list[int]]:
+    """Rows of the sentences that guide the pruning, ``limit`` of a scene at most, and the others.
+
+    Args:
+        scenes: the scene of each sentence.
+        limit: None: all of them guide.
+    """
+    rows = range(len(scenes))
+    turn = [scenes[:row].count(scenes[row]) for row in rows]
+    whole = [row for row in rows if limit is None or turn[row] < limit]
+    return whole, [row for row in rows if row not in whole]
+
+
+def _lesson(batch: Batch) -> tuple[list, list[int], list[list[int]]]:
+    """Per sentence all boxes, the row of what it means, and the rows that it names beside it."""
+    anchors = [list(sample.meta.get("anchors", ())) for sample in batch.samples]
+    return batch.boxes, [_target(sample) for sample in batch.samples], anchors
 
 
 def _check_extent(points: Tensor, name: str) -> None:

@@ -64,6 +64,11 @@ class SparseVoxels:
         return self.features.device
 
     @property
+    def counts(self) -> list[int]:
+        """[B] voxels of each sample."""
+        return torch.bincount(self.batch_index, minlength=self.batch_size).tolist()
+
+    @property
     def batch_index(self) -> Tensor:
         """[N] int64, the sample of each row."""
         return self.coords[:, 0].long()
@@ -315,6 +320,19 @@ class SparseVoxels:
                 )
             )
         return parts
+
+    def averaged(self, cells: "SparseVoxels") -> "SparseVoxels":
+        """``cells`` with the mean of these voxels in each of them; 0 where none is.
+
+        Raises:
+            ValueError: the stride of ``cells`` is no multiple of this one.
+        """
+        strides = list(zip(cells.stride, self.stride))
+        if any(coarse % fine for coarse, fine in strides):
+            raise ValueError(f"stride {cells.stride} is no multiple of stride {self.stride}")
+        ratio = self.coords.new_tensor([1, *(coarse // fine for coarse, fine in strides)])
+        row = cells.lookup(self.coords.div(ratio, rounding_mode="floor"))
+        return cells.replace(segment_reduce(self.features, row, len(cells), "mean"))
 
     def samples_at(self, samples: Sequence[int]) -> "SparseVoxels":
         """The samples numbered ``samples``, in this order; one may come several times."""

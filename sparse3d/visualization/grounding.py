@@ -30,7 +30,7 @@ def draw_answer(
         found: [8, 3] corners of the answer (as ``Boxes.corners``); [0, 3] for none.
         score: of the answer, in 0..1, or None.
         kept: [N, 3] metres, centres of the voxels that stayed, coarse to fine.
-        words: each word and its share of the attention.
+        words: each word and its share.
         truth: [8, 3] corners of the true box, if known.
 
     Returns:

@@ -19,13 +19,14 @@ DECISION = dict(candidates=8, classes=2, heads=2, hidden=16, layers=1)
 DECISIONS = pytest.mark.parametrize("decision", [None, DECISION], ids=["best voxel", "decision"])
 
 
-def model(seed=0, decision=None, **head):
+def model(seed=0, decision=None, guiding=None, **head):
     """Small; with a decision the backbone has one more, finer stage."""
     torch.manual_seed(seed)
     finer = decision is not None
     config = dict(
         type="TextGrounder",
         voxel_size=0.05 if finer else 0.1,
+        guiding=guiding,
         text=dict(type="HashedWords", channels=16, buckets=64),
         encoder=dict(type="PlacedEncoder"),
         backbone=dict(
@@ -91,7 +92,7 @@ def test_modes(implementation, decision):
         sum(found.values()).backward()
         net.eval()
         (one, other), raw = net(batch, "predict"), net(batch, "tensor")
-    decided = ("loss_quality", "loss_second_box", "loss_choice", "loss_names")
+    decided = ("loss_quality", "loss_second_box", "loss_choice", "loss_beside", "loss_names")
     assert set(found) == {
         *("loss_box", "loss_class", "loss_keep", "loss_completion"),
         *("loss_object_class", "loss_object_box", "loss_sentence_class"),
@@ -153,6 +154,31 @@ def test_sentences_about_one_tensor_of_points_share_its_voxels(decision):
     assert close(net(Batch(both), "predict"), net(Batch(apart), "predict"))
 
 
+def test_sentences_that_do_not_guide_learn_from_the_true_boxes():
+    one = scene()
+    samples = [
+        one,
+        *(replace(one, text=text) for text in ("the blue box", "a box", "that red box")),
+    ]
+    net = model(decision=DECISION)
+    whole = net(Batch(samples), "loss")
+    net.guiding = 1
+    given, choose = [], net.head.decision.choose
+    net.head.decision.choose = lambda found, *words: given.append(found) or choose(found, *words)
+    losses = net(Batch(samples), "loss")
+    assert set(losses) == set(whole)
+    assert [found.there.shape[0] for found in given] == [1, 3]
+    assert given[1].there.tolist() == [[True, True]] * 3
+    sum(losses.values()).backward()
+    assert [len(one) for one in net.eval()(Batch(samples), "predict")] == [1] * 4
+
+
+@pytest.mark.parametrize("guiding, decision", [(0, DECISION), (2, None)])
+def test_guides_need_a_decision(guiding, decision):
+    with pytest.raises(ValueError, match=f"guiding is {guiding}"):
+        model(decision=decision, guiding=guiding)
+
+
 def test_where_everything_is_pruned_the_best_voxels_stay():
     net, batch = model(thresholds=(2.0, 2.0), fallback=3).eval(), Batch([scene(), scene()])
     raw = net(batch, "tensor")
@@ -199,6 +225,22 @@ def test_an_explanation_names_the_words_and_the_stages(decision):
     assert all(len(centers) for centers in found.kept) and len(found.detections) == 1
 
 
+def test_a_decision_s_words_count_by_what_the_answer_loses_without_them():
+    net = model(decision=DECISION).eval()
+    score = net.head.decision.choose
+
+    def by_length(candidates, words, padding):  # the fewer words, the less likely the first box
+        found = score(candidates, words, padding)
+        place = torch.arange(candidates.there.shape[1])
+        found.logits[-1] = -(~padding).sum(1)[:, None] * place.float()
+        return found
+
+    net.head.decision.choose = by_length
+    found = net.explain(scene("the red box"))
+    assert found.words.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
+    assert net.explain(scene("box")).words.tolist() == pytest.approx([0.5, 0.5])
+
+
 # ---------------------------------------------------------------------- what is not as it should be
 
 
@@ -207,9 +249,9 @@ def test_a_decision_needs_a_finer_stage():
         TSP3DHead((16, 16, 16), VoxelGrid((0.1,) * 3, (0.0,) * 3), 16, decision=DECISION)
 
 
-@pytest.mark.parametrize("change", [{"looks": 0}, {"heads": 3}])
+@pytest.mark.parametrize("change", [{"looks": 0}, {"layers": 0}, {"heads": 3}])
 def test_a_decision_s_numbers_are_checked(change):
-    with pytest.raises(ValueError, match="one look at least"):
+    with pytest.raises(ValueError, match="one look and one layer"):
         model(decision={**DECISION, **change})
 
 

@@ -350,3 +350,14 @@ def test_cells_of_a_finer_stride_are_sampled_as_their_world_positions_are():
     fine = random_coords((18, 16, 14), seed=4)
     expected = coarse.sample_at(fine[:, 1:] * 2.0, fine[:, 0])
     torch.testing.assert_close(coarse.sample_cells(fine, (2, 2, 2)), expected)
+
+
+def test_means_in_coarser_cells_are_those_of_what_lies_in_them():
+    fine = voxels([[0, 0, 0, -1], [0, 1, 1, -2], [0, 2, 0, 0], [1, 0, 0, -1]], batch=2)
+    cells = voxels([[0, 0, 0, -1], [0, 5, 5, 5], [1, 0, 0, -1]], batch=2, stride=(2, 2, 2))
+    mean = fine.averaged(cells)
+    assert mean.same_cells(cells)
+    assert mean.features[:, 0].tolist() == [1.5, 0.0, 4.0]
+    assert fine.counts == [3, 1]
+    with pytest.raises(ValueError, match="no multiple"):
+        cells.averaged(voxels([[0, 0, 0, 0]], stride=(3, 2, 2)))

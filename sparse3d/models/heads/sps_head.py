@@ -77,6 +77,7 @@ class SPSHead(nn.Module):
     ):
         super().__init__()
         self.learns_classes = True
+        self.decision = None
         self.seeds, self.keypoints, self.radius = seeds, tuple(keypoints), radius
         classes = len(class_names) + 1
         self.text_projector = nn.Sequential(
@@ -111,7 +112,7 @@ class SPSHead(nn.Module):
         words = self.text_projector(text)
         voxels = stages[-3:][0]
         voxels = voxels.prune(scattered(voxels, self.seeds))
-        counts = torch.bincount(voxels.batch_index, minlength=voxels.batch_size).tolist()
+        counts = voxels.counts
         seeds = Objects(self.seed_projector(voxels.features), voxels.centers(), counts)
         present = self.seed_present(seeds.features)[:, 0].float()
         keypoints = self._keypoints(seeds, present, words[:, 0])

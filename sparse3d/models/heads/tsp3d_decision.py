@@ -11,18 +11,22 @@ from sparse3d.structures import SparseVoxels
 
 MARGIN = 0.1
 """Metres by which boxes count as larger where training asks which of them is an object's."""
+SAME = 0.25
+"""IoU from which on a candidate counts as an object in training."""
+JITTER = 0.12
+"""Deviation of the logarithm of a known box's sides, and twice that of its place in sides."""
 
 
 @dataclass
-class Choice:
-    """The candidates of all scenes and what was said of them.
+class Candidates:
+    """Boxes that may be meant, whatever the words.
 
     Attributes:
         quality: [M] of every voxel: the logit of its box's IoU with the object that it lies in.
         rows: [B, K] the voxels whose boxes are candidates; 0 where there is none.
         there: [B, K] bool, whether there is one.
         looks: [B, K, 6] their boxes after each look.
-        logits: [B, K] of being meant, -inf where there is none.
+        features: [B, K, C].
         names: [B, K, classes + 1] logits of the class, the last one of no object; None without.
     """
 
@@ -30,7 +34,7 @@ class Choice:
     rows: Tensor
     there: Tensor
     looks: list[Tensor]
-    logits: Tensor
+    features: Tensor
     names: Tensor | None
 
     @property
@@ -38,17 +42,45 @@ class Choice:
         """[B, K, 6] after the last look."""
         return self.looks[-1]
 
+    def of(self, scenes: Tensor) -> "Candidates":
+        """The candidates of ``scenes`` [S], which may come several times."""
+        return Candidates(
+            self.quality,
+            self.rows[scenes],
+            self.there[scenes],
+            [look[scenes] for look in self.looks],
+            self.features[scenes],
+            None if self.names is None else self.names[scenes],
+        )
+
+
+@dataclass
+class Choice:
+    """What was said of the candidates of all scenes.
+
+    Attributes:
+        candidates: the boxes.
+        logits: [B, K] of being meant after each layer, -inf where there is no candidate.
+        beside: [B, K] logits of being named beside what is meant.
+    """
+
+    candidates: Candidates
+    logits: list[Tensor]
+    beside: Tensor
+
 
 class Decision(nn.Module):
     """Boxes of a scene attend to each other by where they lie, and to the words.
 
     What a voxel sees of other objects through convolutions is vague; a relation such as "nearest to
     the door" compares objects. Candidates are the boxes of best predicted quality that do not
-    overlap much, so that one object counts once.
+    overlap much, so that one object counts once. What is known of them does not depend on the
+    words: any sentence about the scene can be answered with them.
 
     Args:
         channels: of voxels and words.
         fine_channels: of the finer voxels that the boxes are looked at in.
+        input_channels: of the backbone's input; colours, say.
         classes: of objects, which the candidates learn to tell apart; 0: they do not.
         heads, hidden, layers: of the attention.
         candidates: most boxes of a scene.
@@ -56,76 +88,123 @@ class Decision(nn.Module):
         looks: how often a box is looked at and moved.
 
     Raises:
-        ValueError: no look, or heads that do not divide the channels.
+        ValueError: no look or layer, or heads that do not divide the channels.
     """
 
     def __init__(
         self,
         channels: int,
         fine_channels: int,
+        input_channels: int,
         classes: int = 0,
         heads: int = 4,
         hidden: int = 128,
-        layers: int = 2,
+        layers: int = 3,
         candidates: int = 48,
         overlap: float = 0.3,
         looks: int = 2,
     ):
         super().__init__()
-        if looks < 1 or channels % heads:
+        if looks < 1 or layers < 1 or channels % heads:
             raise ValueError(
-                f"looks is {looks} and heads {heads}; one look at least is needed, and heads that "
-                f"divide the {channels} channels"
+                f"looks is {looks}, layers {layers} and heads {heads}; one look and one layer at "
+                f"least are needed, and heads that divide the {channels} channels"
             )
         self.candidates, self.overlap = candidates, overlap
         self.quality = nn.Linear(channels, 1)
         nn.init.constant_(self.quality.bias, -2)  # most boxes are of no object
         self.place = nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, channels))
         self.look = BoxLook(fine_channels, channels, hidden)
+        self.around = BoxMean(channels, channels, channels)
+        self.colors = BoxMean(input_channels, channels)
         self.shifts = nn.ModuleList(nn.Linear(channels, 6) for _ in range(looks))
         self.names = nn.Linear(channels, classes + 1) if classes else None
         for shift in self.shifts:
             nn.init.zeros_(shift.weight)
             nn.init.zeros_(shift.bias)
+        self.words = nn.TransformerEncoderLayer(channels, heads, hidden, 0.0, batch_first=True)
         self.layers = nn.ModuleList(DecisionLayer(channels, heads, hidden) for _ in range(layers))
-        self.score = nn.Linear(channels, 1)
+        self.scores = nn.ModuleList(nn.Linear(channels, 1) for _ in range(layers))
+        self.beside = nn.Linear(channels, 1)
+        self.own = nn.Linear(channels, channels)
+        self.sentence = nn.Linear(channels, channels)
 
-    def forward(
+    def find(
         self,
         voxels: SparseVoxels,
+        backbone: SparseVoxels,
         fine: SparseVoxels,
+        inputs: SparseVoxels,
         boxes: Tensor,
-        logits: Tensor,
-        words: Tensor,
-        padding: Tensor,
-    ) -> Choice:
-        """What of the boxes is meant.
+    ) -> Candidates:
+        """The candidates.
 
         Args:
             voxels: [M, C].
+            backbone: [*, C] voxels of the same scenes, which have not met the words.
             fine: finer voxels of the same scenes.
+            inputs: what the backbone began with, in the cells of ``fine``.
             boxes: [M, 6] of each voxel, centre and size in metres.
-            logits: [M] scores so far.
-            words: [B, T, C].
-            padding: [B, T] bool, true where there is no word.
         """
         quality = self.quality(voxels.features)[:, 0].float()
         rows, there = self._candidates(voxels, boxes.detach(), quality.detach())
-        x, looks = voxels.features[rows], [boxes.detach()[rows]]
+        given = boxes.detach()[rows]
+        return Candidates(quality, rows, there, *self._seen(given, backbone, fine, inputs))
+
+    def known(
+        self,
+        boxes: list[Tensor],
+        backbone: SparseVoxels,
+        fine: SparseVoxels,
+        inputs: SparseVoxels,
+    ) -> Candidates:
+        """Candidates of which it is known that they are objects, for training.
+
+        Args:
+            boxes: [N, 6] per scene; they are moved a little, as if they had been found.
+            backbone, fine, inputs: as ``find``'s.
+        """
+        given = nn.utils.rnn.pad_sequence(boxes, batch_first=True)
+        counts = torch.tensor([len(part) for part in boxes], device=given.device)
+        there = torch.arange(given.shape[1], device=given.device) < counts[:, None]
+        size = given[..., 3:] * (JITTER * torch.randn_like(given[..., 3:])).exp()
+        center = given[..., :3] + JITTER / 2 * torch.randn_like(size) * size
+        seen = self._seen(torch.cat([center, size], -1), backbone, fine, inputs)
+        return Candidates(given.new_zeros(0), there.long() * 0, there, *seen)
+
+    def _seen(
+        self, boxes: Tensor, backbone: SparseVoxels, fine: SparseVoxels, inputs: SparseVoxels
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Looks at boxes [B, K, 6], and what was seen: features [B, K, C] and names."""
+        x, looks = self.around(backbone, boxes), [boxes]
         for shift in self.shifts:
             seen = looks[-1].detach()
             x = x + self.look(fine, seen)
             looks.append(shifted(seen, shift(x).float()))
         moved = looks[-1].detach()
         size = moved[..., 3:].clamp(min=1e-3).log()
-        x = x + self.place(torch.cat([moved[..., :3] / 2, size], -1))
-        names = None if self.names is None else self.names(x).float()
-        pairs = pair_features(moved)
-        for layer in self.layers:
+        x = x + self.place(torch.cat([moved[..., :3] / 2, size], -1)) + self.colors(inputs, moved)
+        return looks[1:], x, None if self.names is None else self.names(x).float()
+
+    def choose(self, candidates: Candidates, words: Tensor, padding: Tensor) -> Choice:
+        """Which of the candidates is meant.
+
+        Args:
+            candidates: of as many scenes as there are sentences.
+            words: [B, T, C]; word 0 stands for the sentence.
+            padding: [B, T] bool, true where there is no word.
+        """
+        words = self.words(words, src_key_padding_mask=padding)
+        x, there = candidates.features, candidates.there
+        pairs = pair_features(candidates.boxes.detach(), there)
+        logits, beside = [], None
+        for layer, score in zip(self.layers, self.scores):
             x = layer(x, pairs, there, words, padding)
-        found = self.score(x)[..., 0].float() + logits[rows]
-        found = found.masked_fill(~there, -torch.inf)
-        return Choice(quality, rows, there, looks[1:], found, names)
+            beside = self.beside(x)[..., 0].float() if beside is None else beside
+            logits.append(score(x)[..., 0].float())
+        match = (self.own(x) * self.sentence(words[:, :1])).sum(-1) / x.shape[-1] ** 0.5
+        logits[-1] = logits[-1] + match.float()
+        return Choice(candidates, [part.masked_fill(~there, -torch.inf) for part in logits], beside)
 
     def _candidates(
         self, voxels: SparseVoxels, boxes: Tensor, quality: Tensor
@@ -186,6 +265,48 @@ class BoxLook(nn.Module):
         return self.layers(seen.reshape(*boxes.shape[:2], self.layers[0].in_features))
 
 
+class BoxMean(nn.Module):
+    """What the voxels in a box have on average, their colours and heights, after a layer.
+
+    Args:
+        channels: of the voxels.
+        out_channels: of what is said of a box.
+        hidden: width between.
+    """
+
+    def __init__(self, channels: int, out_channels: int, hidden: int = 32):
+        super().__init__()
+        self.first = nn.Linear(channels, hidden)
+        self.last = nn.Linear(hidden, out_channels)
+
+    def forward(self, voxels: SparseVoxels, boxes: Tensor) -> Tensor:
+        """[B, K, out_channels] of ``boxes`` [B, K, 6], centre and size in metres.
+
+        A box thinner than two voxels counts as one of two: none slips between their middles.
+        """
+        edge = boxes.new_tensor(voxels.grid.voxel_size) * boxes.new_tensor(voxels.stride)
+        size = torch.maximum(boxes[..., 3:], 2 * edge)
+        boxes = torch.cat([boxes[..., :3], size], -1)
+        hidden = F.relu(self.first(voxels.features))
+        hidden = torch.cat([hidden, torch.ones_like(hidden[:, :1])], 1)
+        scenes = (hidden.split(voxels.counts), voxels.centers().split(voxels.counts))
+        found = []
+        for rows, points, own in zip(*scenes, boxes, strict=True):
+            total = inside(points, own).to(rows) @ rows
+            found.append(total[:, :-1] / total[:, -1:].clamp(min=1))
+        return self.last(torch.stack(found))
+
+
+def inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """[K, N] bool, whether ``points`` [N, 3] lie in ``boxes`` [K, 6], centre and size."""
+    low, high = boxes[:, :3] - boxes[:, 3:] / 2, boxes[:, :3] + boxes[:, 3:] / 2
+    found = torch.ones(len(boxes), len(points), dtype=torch.bool, device=points.device)
+    for axis in range(3):
+        place = points[None, :, axis]
+        found &= (place > low[:, axis, None]) & (place < high[:, axis, None])
+    return found
+
+
 def _apart(boxes: Tensor, overlap: float, limit: int) -> Tensor:
     """Rows of the first ``limit`` boxes that no earlier one of them overlaps by more."""
     near = (overlaps(boxes, boxes) > overlap).cpu().numpy()
@@ -198,7 +319,11 @@ def _apart(boxes: Tensor, overlap: float, limit: int) -> Tensor:
 
 
 class DecisionLayer(nn.Module):
-    """Boxes attend to boxes, with a bias by their places, then to words; post-norm."""
+    """Boxes attend to boxes by their places, then to words; post-norm.
+
+    A box hears from another also how the two lie to each other: how far away the object is that a
+    sentence names decides.
+    """
 
     def __init__(self, channels: int, heads: int, hidden: int):
         super().__init__()
@@ -207,7 +332,7 @@ class DecisionLayer(nn.Module):
             nn.Linear(PAIR_FEATURES, 4 * heads), nn.ReLU(), nn.Linear(4 * heads, heads)
         )
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.own = nn.Linear(channels, channels)
+        self.own = nn.Linear(channels + heads * PAIR_FEATURES, channels)
         self.asked = nn.Linear(channels, channels)
         self.said = nn.Linear(channels, 2 * channels)
         self.heard = nn.Linear(channels, channels)
@@ -223,30 +348,36 @@ class DecisionLayer(nn.Module):
         bias = self.bias(pairs).permute(0, 3, 1, 2)
         bias = bias.masked_fill(~there[:, None, None], -torch.inf)
         bias = torch.where(there.any(1)[:, None, None, None], bias, torch.zeros_like(bias))
-        query, key, value = self.qkv(x).chunk(3, -1)
-        x = self.norms[0](x + self.own(self._attend(query, key, value, bias)))
-        key, value = self.said(words).chunk(2, -1)
+        query, key, value = (self._split(rows) for rows in self.qkv(x).chunk(3, -1))
+        share = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + bias).softmax(-1)
+        placed = torch.einsum("bhij,bijf->bihf", share, pairs.to(share.dtype)).flatten(2)
+        heard = torch.cat([(share @ value).transpose(1, 2).flatten(2), placed], -1)
+        x = self.norms[0](x + self.own(heard))
+        key, value = (self._split(rows) for rows in self.said(words).chunk(2, -1))
         hidden = torch.zeros_like(padding, dtype=x.dtype).masked_fill(padding, -torch.inf)
-        heard = self._attend(self.asked(x), key, value, hidden[:, None, None])
-        x = self.norms[1](x + self.heard(heard))
+        heard = F.scaled_dot_product_attention(
+            self._split(self.asked(x)), key, value, attn_mask=hidden[:, None, None]
+        )
+        x = self.norms[1](x + self.heard(heard.transpose(1, 2).flatten(2)))
         return self.norms[2](x + self.forward_part(x))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        split = [
-            rows.unflatten(2, (self.heads, -1)).transpose(1, 2) for rows in (query, key, value)
-        ]
-        found = F.scaled_dot_product_attention(*split, attn_mask=bias.to(query.dtype))
-        return found.transpose(1, 2).flatten(2)
+    def _split(self, rows: Tensor) -> Tensor:
+        """[B, heads, N, C / heads]."""
+        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-PAIR_FEATURES = 8
+PAIR_FEATURES = 10
 
 
-def pair_features(boxes: Tensor) -> Tensor:
-    """[B, K, K, 8] how box j lies to box i: offset, distances, gaps, and ratio of volumes.
+def pair_features(boxes: Tensor, there: Tensor) -> Tensor:
+    """[B, K, K, 10] how box j lies to box i.
+
+    Offset, distances, gaps and ratio of volumes; then the sine and cosine of the angle to the left
+    at which i is seen from j by who looks toward the middle of all boxes.
 
     Args:
         boxes: [B, K, 6] centre and size, metres.
+        there: [B, K] bool, which of them count for the middle.
     """
     center, half = boxes[..., :3], boxes[..., 3:] / 2
     offset = center[:, None] - center[:, :, None]
@@ -255,7 +386,16 @@ def pair_features(boxes: Tensor) -> Tensor:
     apart = gap[..., :2].norm(dim=-1, keepdim=True)
     volume = boxes[..., 3:].clamp(min=1e-3).log().sum(-1)
     ratio = (volume[:, None] - volume[:, :, None])[..., None]
-    return torch.cat([offset, flat, torch.log1p(4 * flat), apart, gap[..., 2:], ratio / 3], -1)
+    weight = there[..., None].to(boxes)
+    middle = (center[..., :2] * weight).sum(1) / weight.sum(1).clamp(min=1)
+    look, way = (middle[:, None] - center[..., :2])[:, None], -offset[..., :2]
+    turn = torch.stack(
+        [look[..., 0] * way[..., 1] - look[..., 1] * way[..., 0], (look * way).sum(-1)], -1
+    )
+    turn = turn / (look.norm(dim=-1) * way.norm(dim=-1)).clamp(min=1e-3)[..., None]
+    return torch.cat(
+        [offset, flat, torch.log1p(4 * flat), apart, gap[..., 2:], ratio / 3, turn], -1
+    )
 
 
 def shifted(boxes: Tensor, shift: Tensor) -> Tensor:
@@ -298,19 +438,42 @@ def quality_loss(logits: Tensor, overlap: Tensor, weights: Tensor) -> Tensor:
     return loss.sum() / (weights * overlap).sum().clamp(min=1)
 
 
-def choice_loss(logits: Tensor, boxes: Tensor, truth: Tensor, least: float = 0.25) -> Tensor:
-    """Cross entropy of the candidate that overlaps the truth most; none where all overlap little.
+def choice_loss(logits: Tensor, overlap: Tensor) -> Tensor:
+    """Cross entropy of the candidate that overlaps the truth most; 0 where all overlap little.
 
     Args:
         logits: [K].
-        boxes: [K, 6].
-        truth: [1, 6].
-        least: IoU that counts.
+        overlap: [K] IoU with what is meant.
     """
-    if not len(boxes):
-        return logits.sum()
-    overlap = overlaps(boxes, truth, MARGIN)[:, 0]
-    best = overlap.argmax()
-    if overlap[best] < least:
+    if not len(logits) or overlap.max() < SAME:
         return logits.sum() * 0
-    return F.cross_entropy(logits[None], best[None])
+    return F.cross_entropy(logits[None], overlap.argmax()[None])
+
+
+def beside_loss(logits: Tensor, overlap: Tensor) -> Tensor:
+    """Cross entropy of "is named beside it", the rare yes five times; 0 where nothing is named.
+
+    Args:
+        logits: [K].
+        overlap: [K, A] IoU with the objects that are named.
+    """
+    if not overlap.numel():
+        return logits.sum() * 0
+    named = (overlap > SAME).any(1).to(logits)
+    weight = logits.new_tensor(5.0)
+    return F.binary_cross_entropy_with_logits(logits, named, pos_weight=weight)
+
+
+def names_loss(logits: Tensor, overlap: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of the candidates' classes.
+
+    Args:
+        logits: [K, classes + 1], the last one of no object.
+        overlap: [K, N] IoU with all objects.
+        labels: [N] their classes, -1 for others.
+    """
+    if not overlap.numel():
+        return logits.sum() * 0
+    best, row = overlap.max(1)
+    known = (best > SAME) & (labels[row] >= 0)
+    return F.cross_entropy(logits, torch.where(known, labels[row], logits.shape[1] - 1))

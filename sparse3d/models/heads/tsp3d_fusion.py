@@ -189,7 +189,7 @@ class FusionEncoder(nn.Module):
         return voxels.replace(rows), flat.reshape(words.shape)
 
     def _parts(self, voxels: SparseVoxels, padding: Tensor) -> dict[str, Parts]:
-        counts = torch.bincount(voxels.batch_index, minlength=voxels.batch_size).tolist()
+        counts = voxels.counts
         limit, known = self.key_limit, None
         if limit is not None and max(counts, default=0) > limit:
             known = scattered(voxels, limit).nonzero().squeeze(1)

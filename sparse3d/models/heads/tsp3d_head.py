@@ -17,7 +17,17 @@ from sparse3d.structures import Boxes, Detections, SparseVoxels, VoxelGrid
 
 from ..layers import SubMConv, TransposedConv, VoxelBatchNorm, VoxelSequential
 from . import tsp3d_losses as losses
-from .tsp3d_decision import MARGIN, Choice, Decision, choice_loss, overlaps, quality_loss
+from .tsp3d_decision import (
+    MARGIN,
+    Candidates,
+    Choice,
+    Decision,
+    beside_loss,
+    choice_loss,
+    names_loss,
+    overlaps,
+    quality_loss,
+)
 from .tsp3d_fusion import FusionEncoder, PositionEmbedding, scattered
 
 
@@ -63,11 +73,12 @@ class Grounding:
         if self.choice is None:
             rows = self.voxels.best(self.logits, 1).nonzero().squeeze(1)
             return self.voxels.batch_index[rows], self.boxes[rows], self.logits[rows].sigmoid()
-        scenes = self.choice.there.any(1).nonzero().squeeze(1)
+        candidates = self.choice.candidates
+        scenes = candidates.there.any(1).nonzero().squeeze(1)
         if not len(scenes):
             return scenes, self.boxes[:0], self.logits[:0]
-        scores, best = self.choice.logits[scenes].softmax(1).max(1)
-        return scenes, self.choice.boxes[scenes, best], scores
+        scores, best = self.choice.logits[-1][scenes].softmax(1).max(1)
+        return scenes, candidates.boxes[scenes, best], scores
 
 
 @MODELS.register_module()
@@ -82,6 +93,7 @@ class TSP3DHead(nn.Module):
         grid: the base grid.
         text_channels: width of the words' features.
         fine_channels: channels of the stage before the three; a decision needs it.
+        input_channels: channels of the backbone's input; a decision needs it.
         heads, hidden, dropout, layers: of the encoders.
         thresholds: keep score above which a voxel of level 1 and of level 2 stays at test.
         completion_threshold: score above which a missing voxel of level 0 is added.
@@ -119,6 +131,7 @@ class TSP3DHead(nn.Module):
         grid: VoxelGrid,
         text_channels: int,
         fine_channels: int | None = None,
+        input_channels: int | None = None,
         heads: int = 8,
         hidden: int = 128,
         dropout: float = 0.1,
@@ -178,16 +191,17 @@ class TSP3DHead(nn.Module):
         self.match = nn.ModuleList(Matching(width) for _ in range(3 if matching else 0))
         self.decision = None
         if decision is not None:
-            if fine_channels is None:
+            if fine_channels is None or input_channels is None:
                 raise ValueError("a decision needs a backbone of four stages or more")
-            self.decision = Decision(width, fine_channels, **decision)
+            self.decision = Decision(width, fine_channels, input_channels, **decision)
             self.learns_classes = self.decision.names is not None
 
     def forward(self, stages: Sequence[SparseVoxels], text: Tensor, padding: Tensor) -> Grounding:
-        """From the backbone's stages (the last three are used) and the words.
+        """From the backbone's stages and the words.
 
         Args:
-            stages: finest first.
+            stages: finest first; the last three are used. For a decision the one before these, and
+                before that the backbone's input in the cells of that one.
             text: [B, T, text_channels]; word 0 stands for the sentence.
             padding: [B, T] bool, true where there is no word.
         """
@@ -195,7 +209,7 @@ class TSP3DHead(nn.Module):
 
     def ground(self, stages: Sequence[SparseVoxels], words: Tensor, padding: Tensor) -> Grounding:
         """As ``forward``, of projected ``words`` [B, T, C]."""
-        kept, remaining = {}, {}
+        kept, remaining, given = {}, {}, words
         voxels = stages[-1]
         for level in (2, 1):
             here, finer = stages[level - 3], stages[level - 4]
@@ -212,9 +226,18 @@ class TSP3DHead(nn.Module):
             logits = logits + self.match[0](stages[-3], hidden.coords, words[:, 0])
         choice = None
         if self.decision is not None:
-            choice = self.decision(hidden, stages[-4], boxes, logits, words, padding)
+            found = self.decision.find(hidden, *stages[-3:-6:-1], boxes)
+            choice = self.decision.choose(found, given, padding)
         said = words[:, 0]
         return Grounding(hidden, boxes, logits, kept, completion, remaining, said, choice)
+
+    def known(self, stages: Sequence[SparseVoxels], boxes: list[Boxes]) -> Candidates:
+        """Candidates from all objects' ``boxes`` of each scene of ``stages``, for training."""
+        return self.decision.known([b.tensor[:, :6] for b in boxes], *stages[-3:-6:-1])
+
+    def decide(self, candidates: Candidates, text: Tensor, padding: Tensor) -> Choice:
+        """Which of the candidates, of as many scenes, sentences mean; as ``forward``."""
+        return self.decision.choose(candidates, self.text_projector(text), padding)
 
     def points(self, voxels: SparseVoxels) -> Tensor:
         """[N, 3] metres: the lower corners of the cells, which stand for them in TSP3D."""
@@ -306,16 +329,14 @@ class TSP3DHead(nn.Module):
         boxes: list[Boxes],
         target: list[int],
         anchors: list[list[int]],
-        labels: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses, each the mean over the scenes.
+        """Losses but for ``decision_loss``, each the mean over the scenes.
 
         Args:
             raw: of ``forward``.
             boxes: all objects of each scene; headings do not count.
             target: row of the object that each sentence means.
             anchors: rows of the objects that it names beside it; may be empty.
-            labels: classes of ``boxes``, -1 for others; a decision may learn them.
         """
         total: dict[str, Tensor] = {}
         scenes = zip(boxes, target, anchors, strict=True)
@@ -323,8 +344,7 @@ class TSP3DHead(nn.Module):
             rows = objects.tensor[:, :6]
             found = self._scene_losses(raw, scene, rows, row, beside)
             if raw.choice is not None:
-                known = None if labels is None else labels[scene]
-                found |= self._choice_losses(raw, scene, rows, row, known)
+                found |= self._candidate_losses(raw, scene, rows)
             for name, value in found.items():
                 total[name] = total.get(name, 0) + value / len(boxes)
         return total
@@ -364,37 +384,58 @@ class TSP3DHead(nn.Module):
         edge = voxels.stride[0] * self.grid.voxel_size[0]
         return losses.smallest_box(self.points(voxels)[rows] + edge / 2, objects, edge / 2)
 
-    def _choice_losses(
-        self, raw: Grounding, scene: int, objects: Tensor, target: int, labels: Tensor | None
-    ) -> dict[str, Tensor]:
-        choice, mine = raw.choice, raw.voxels.coords[:, 0] == scene
+    def _candidate_losses(self, raw: Grounding, scene: int, objects: Tensor) -> dict[str, Tensor]:
+        """Losses of the candidates' boxes and of their quality."""
+        found, mine = raw.choice.candidates, raw.voxels.coords[:, 0] == scene
         inside = self._objects_of(raw.voxels, mine, objects)
         own = overlaps(raw.boxes[mine].detach(), objects, MARGIN)
         own = own.gather(1, inside.clamp(min=0)[:, None])[:, 0]
-        there = choice.there[scene]
-        boxes, logits = choice.boxes[scene][there], choice.logits[scene][there]
-        before, second = raw.boxes[choice.rows[scene][there]].detach(), 0.0
-        for look in choice.looks:
+        there = found.there[scene]
+        before, second = raw.boxes[found.rows[scene][there]].detach(), 0.0
+        for look in found.looks:
             overlap, row = overlaps(before, objects, MARGIN).max(1)
             wanted = torch.where(overlap > 0.1, row, -1)
             second = second + losses.direct_box_loss(look[scene][there], wanted, objects)
             before = look[scene][there].detach()
-        overlap, row = overlaps(before, objects, MARGIN).max(1)
         shares = losses.equal_shares(inside)
-        found = {
+        return {
             "loss_quality": quality_loss(
-                choice.quality[mine], torch.where(inside >= 0, own, 0), shares
+                found.quality[mine], torch.where(inside >= 0, own, 0), shares
             ),
-            "loss_second_box": second / len(choice.looks),
-            "loss_choice": choice_loss(logits, boxes.detach(), objects[target : target + 1]),
+            "loss_second_box": second / len(found.looks),
         }
-        if labels is not None and len(row):
-            names = choice.names[scene][there]
-            wanted = torch.where(
-                (overlap > 0.25) & (labels[row] >= 0), labels[row], names.shape[1] - 1
+
+    def decision_loss(
+        self,
+        choices: Sequence[Choice],
+        boxes: list[Boxes],
+        target: list[int],
+        anchors: list[list[int]],
+        labels: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of what was chosen, each the mean over the sentences of all ``choices``.
+
+        Each layer learns what is meant, the last one with twice the weight; the first one also what
+        is named beside it, where that is known. Other arguments as ``loss``, and the classes of
+        ``boxes``, -1 for others, where candidates learn theirs.
+        """
+        parts: dict[str, list] = {"loss_choice": [], "loss_beside": [], "loss_names": []}
+        places = [(choice, row) for choice in choices for row in range(len(choice.beside))]
+        for number, (choice, scene) in enumerate(places):
+            there, truth = choice.candidates.there[scene], boxes[number].tensor[:, :6]
+            found = choice.candidates.boxes[scene][there].detach()
+            overlap = overlaps(found, truth, MARGIN)
+            *before, last = (logits[scene][there] for logits in choice.logits)
+            meant = overlap[:, target[number]]
+            parts["loss_choice"].append(
+                choice_loss(last, meant) + 0.5 * sum(choice_loss(part, meant) for part in before)
             )
-            found["loss_names"] = F.cross_entropy(names, wanted)
-        return found
+            named = overlap[:, anchors[number]]
+            parts["loss_beside"].append(0.5 * beside_loss(choice.beside[scene][there], named))
+            if labels is not None and choice.candidates.names is not None:
+                names = choice.candidates.names[scene][there]
+                parts["loss_names"].append(names_loss(names, overlap, labels[number]))
+        return {name: sum(part) / len(part) for name, part in parts.items() if part}
 
     def predict(self, raw: Grounding) -> list[Detections]:
         """The box of the best voxel of each scene; none where there is no voxel."""
