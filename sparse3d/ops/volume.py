@@ -147,8 +147,7 @@ def render(weights: RayWeights, features: Tensor, clamp: bool = True) -> Tensor:
     """
     features = features.flatten(1, -2)
     blend = backend.choose(BLEND, features)
-    out = blend(weights.nodes, features) + weights.transmittance[..., None]
-    return out.clamp(-1, 1) if clamp else out
+    return blend(weights.nodes, features, weights.transmittance, 1.0 if clamp else math.inf)
 
 
 def total_variation_gradient(grid: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ def ray_box(
 
 
 def _native(origins, directions, lower, upper, density, mask, step, settings):
-    if density.dtype not in (torch.float32, torch.float64):
+    if density.dtype not in NATIVE_TYPES:
         values = (origins, directions, lower, upper, density)
         wide = _native(*(v.float() for v in values), mask, step.float(), settings)
         return *(v.to(density.dtype) for v in wide[:3]), wide[3]
@@ -263,19 +262,28 @@ def _gradient(ctx, grad_nodes, grad_left, *_):
 _weights.register_autograd(_gradient, setup_context=_setup)
 
 
-def _blend_native(nodes: Tensor, features: Tensor) -> Tensor:
-    """``nodes @ features``; without gradients rows of weight 0 are not read."""
-    wanted = torch.is_grad_enabled() and (nodes.requires_grad or features.requires_grad)
-    plain = nodes.dtype == features.dtype and nodes.dtype in (torch.float32, torch.float64)
+def _blend(nodes: Tensor, features: Tensor, left: Tensor, cut: float) -> Tensor:
+    """``nodes @ features + left``, cut to [-cut, cut]."""
+    out = nodes @ features + left[..., None]
+    return out if cut == math.inf else out.clamp(-cut, cut)
+
+
+def _blend_native(nodes: Tensor, features: Tensor, left: Tensor, cut: float) -> Tensor:
+    """The same; without gradients rows of weight 0 are not read."""
+    given = (nodes, features, left)
+    wanted = torch.is_grad_enabled() and any(value.requires_grad for value in given)
+    plain = len({value.dtype for value in given}) == 1 and nodes.dtype in NATIVE_TYPES
     if wanted or not plain or torch.compiler.is_compiling():
-        return nodes @ features
+        return _blend(*given, cut)
     out = nodes.new_empty(*nodes.shape[:2], features.shape[2])
-    given = (nodes.contiguous(), features.contiguous(), *nodes.shape, features.shape[2])
-    native.call(f"s3d_blend_{_suffix(nodes)}", *given, out, native.threads())
+    sizes = (*nodes.shape, features.shape[2], cut)
+    given = (value.contiguous() for value in given)
+    native.call(f"s3d_blend_{_suffix(nodes)}", *given, *sizes, out, native.threads())
     return out
 
 
-BLEND = {"reference": torch.matmul, "native": _blend_native, "cuda": torch.matmul}
+NATIVE_TYPES = (torch.float32, torch.float64)
+BLEND = {"reference": _blend, "native": _blend_native, "cuda": _blend}
 RAY_WEIGHTS = {
     "reference": reference.ray_weights,
     "native": _native,

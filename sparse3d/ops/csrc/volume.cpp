@@ -207,18 +207,19 @@ inline void corners(const Samples<T>& s, int64_t i, T out[8]) {
 
 // Densities of a ray's samples: trilinear in the grid of their box.
 template <class T>
-INLINE void mix(const T* grid, const int64_t offset[8], Samples<T>& s, T shift) {
+INLINE void mix(const T* __restrict grid, const int64_t offset[8], Samples<T>& s, T shift) {
   const T *x = s.fraction[0].data(), *y = s.fraction[1].data(), *z = s.fraction[2].data();
   const int32_t* corner = s.corner.data();
-  T* out = s.softplus.data();
-  for (int64_t i = 0; i < s.count; i++) {
-    const T* g = grid + corner[i];
-    const T a = (1 - x[i]) * (1 - y[i]), b = (1 - x[i]) * y[i], c = x[i] * (1 - y[i]), d = x[i] * y[i];
-    const T w[8] = {a * (1 - z[i]), a * z[i], b * (1 - z[i]), b * z[i],
-                    c * (1 - z[i]), c * z[i], d * (1 - z[i]), d * z[i]};
-    T sum = 0;
-    for (int k = 0; k < 8; k++) sum += g[offset[k]] * w[k];
-    out[i] = sum + shift;
+  T* __restrict out = s.softplus.data();
+  const int32_t o1 = (int32_t)offset[1], o2 = (int32_t)offset[2], o3 = (int32_t)offset[3];
+  const int32_t o4 = (int32_t)offset[4], o5 = (int32_t)offset[5], o6 = (int32_t)offset[6];
+  const int32_t o7 = (int32_t)offset[7], n = (int32_t)s.count;
+  for (int32_t i = 0; i < n; i++) {
+    const int32_t g = corner[i];
+    const T u = 1 - x[i], v = 1 - y[i], w = 1 - z[i];
+    const T a = grid[g] * w + grid[g + o1] * z[i], b = grid[g + o2] * w + grid[g + o3] * z[i];
+    const T c = grid[g + o4] * w + grid[g + o5] * z[i], d = grid[g + o6] * w + grid[g + o7] * z[i];
+    out[i] = (a * v + b * y[i]) * u + (c * v + d * y[i]) * x[i] + shift;
   }
 }
 
@@ -339,40 +340,46 @@ int64_t backward(const Boxes<T>& b, const T* grad_nodes, const T* grad_left, T* 
   return 0;
 }
 
-// out [boxes, rays, channels] = nodes [boxes, rays, n] @ features [boxes, n, channels]: a ray sees few
-// of its box's nodes, and only those are read.
+// out [boxes, rays, channels] = left [boxes, rays] + nodes [boxes, rays, n] @ features [boxes, n, channels],
+// cut to [-cut, cut]. A ray sees few of its box's nodes, and only those are read.
 template <class T>
-INLINE void blend_rows(const T* nodes, const T* features, int64_t n, int64_t channels, T* out) {
-  std::fill(out, out + channels, (T)0);
+INLINE void blend_rows(const T* nodes, const T* features, int64_t n, int64_t channels, T left, T cut,
+                       T* __restrict out) {
+  std::fill(out, out + channels, left);
   for (int64_t i = 0; i < n; i++) {
     const T weight = nodes[i], *row = features + i * channels;
     if (weight == 0) continue;
     for (int64_t c = 0; c < channels; c++) out[c] += weight * row[c];
   }
+  for (int64_t c = 0; c < channels; c++) out[c] = most(least(out[c], cut), -cut);
 }
 
-WIDE void blend_ray(const float* nodes, const float* features, int64_t n, int64_t channels, float* out) {
-  blend_rows(nodes, features, n, channels, out);
+WIDE void blend_ray(const float* nodes, const float* features, int64_t n, int64_t channels, float left,
+                    float cut, float* out) {
+  blend_rows(nodes, features, n, channels, left, cut, out);
 }
-WIDE void blend_ray(const double* nodes, const double* features, int64_t n, int64_t channels, double* out) {
-  blend_rows(nodes, features, n, channels, out);
+WIDE void blend_ray(const double* nodes, const double* features, int64_t n, int64_t channels, double left,
+                    double cut, double* out) {
+  blend_rows(nodes, features, n, channels, left, cut, out);
 }
 
 template <class T>
-int64_t blend(const T* nodes, const T* features, int64_t boxes, int64_t rays, int64_t n, int64_t channels,
-              T* out, int64_t threads) {
+int64_t blend(const T* nodes, const T* features, const T* left, int64_t boxes, int64_t rays, int64_t n,
+              int64_t channels, double cut, T* out, int64_t threads) {
 #pragma omp parallel for schedule(static) num_threads(useful_threads(threads, boxes * rays, 64))
   for (int64_t at = 0; at < boxes * rays; at++)
-    blend_ray(nodes + at * n, features + at / rays * n * channels, n, channels, out + at * channels);
+    blend_ray(nodes + at * n, features + at / rays * n * channels, n, channels, left[at], (T)cut,
+              out + at * channels);
   return 0;
 }
 
 }  // namespace
 
-#define BLEND(T, SUFFIX)                                                                         \
-  EXPORT int64_t s3d_blend_##SUFFIX(const T* nodes, const T* features, int64_t boxes, int64_t rays, \
-                                    int64_t n, int64_t channels, T* out, int64_t threads) {      \
-    return blend(nodes, features, boxes, rays, n, channels, out, threads);                       \
+#define BLEND(T, SUFFIX)                                                                          \
+  EXPORT int64_t s3d_blend_##SUFFIX(const T* nodes, const T* features, const T* left,             \
+                                    int64_t boxes, int64_t rays, int64_t n, int64_t channels,     \
+                                    double cut, T* out, int64_t threads) {                        \
+    return blend(nodes, features, left, boxes, rays, n, channels, cut, out, threads);             \
   }
 
 BLEND(float, f32)
