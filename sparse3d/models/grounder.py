@@ -11,7 +11,7 @@ from torch import Tensor
 from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, Detections, Sample, SparseVoxels, VoxelGrid
 
-from .heads.tsp3d_decision import Choice
+from .heads.tsp3d_decision import Choice, decision_loss
 from .preprocessor import BatchPreprocessor
 from .text import WORD, Span, TextTokens
 
@@ -184,7 +184,7 @@ class TextGrounder(BaseModel):
                 known = known.of(torch.tensor([numbers[row] for row in others]))
                 choices.append(self.head.decide(known, words.features, words.padding))
                 guides = Batch([*guides.samples, *aside.samples])
-            losses |= self.head.decision_loss(choices, *_lesson(guides), **self._classes(guides))
+            losses |= decision_loss(choices, *_lesson(guides), **self._classes(guides))
         if self.teacher is not None:
             known = [scene.boxes for scene in scenes], [scene.labels for scene in scenes]
             losses |= self.teacher.loss(stages[-3:], *known)

@@ -17,17 +17,8 @@ from sparse3d.structures import Boxes, Detections, SparseVoxels, VoxelGrid
 
 from ..layers import SubMConv, TransposedConv, VoxelBatchNorm, VoxelSequential
 from . import tsp3d_losses as losses
-from .tsp3d_decision import (
-    MARGIN,
-    Candidates,
-    Choice,
-    Decision,
-    beside_loss,
-    choice_loss,
-    names_loss,
-    overlaps,
-    quality_loss,
-)
+from .room_boxes import overlaps
+from .tsp3d_decision import MARGIN, Candidates, Choice, Decision, quality_loss
 from .tsp3d_fusion import FusionEncoder, PositionEmbedding, scattered
 
 
@@ -404,38 +395,6 @@ class TSP3DHead(nn.Module):
             ),
             "loss_second_box": second / len(found.looks),
         }
-
-    def decision_loss(
-        self,
-        choices: Sequence[Choice],
-        boxes: list[Boxes],
-        target: list[int],
-        anchors: list[list[int]],
-        labels: list[Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Losses of what was chosen, each the mean over the sentences of all ``choices``.
-
-        Each layer learns what is meant, the last one with twice the weight; the first one also what
-        is named beside it, where that is known. Other arguments as ``loss``, and the classes of
-        ``boxes``, -1 for others, where candidates learn theirs.
-        """
-        parts: dict[str, list] = {"loss_choice": [], "loss_beside": [], "loss_names": []}
-        places = [(choice, row) for choice in choices for row in range(len(choice.beside))]
-        for number, (choice, scene) in enumerate(places):
-            there, truth = choice.candidates.there[scene], boxes[number].tensor[:, :6]
-            found = choice.candidates.boxes[scene][there].detach()
-            overlap = overlaps(found, truth, MARGIN)
-            *before, last = (logits[scene][there] for logits in choice.logits)
-            meant = overlap[:, target[number]]
-            parts["loss_choice"].append(
-                choice_loss(last, meant) + 0.5 * sum(choice_loss(part, meant) for part in before)
-            )
-            named = overlap[:, anchors[number]]
-            parts["loss_beside"].append(0.5 * beside_loss(choice.beside[scene][there], named))
-            if labels is not None and choice.candidates.names is not None:
-                names = choice.candidates.names[scene][there]
-                parts["loss_names"].append(names_loss(names, overlap, labels[number]))
-        return {name: sum(part) / len(part) for name, part in parts.items() if part}
 
     def predict(self, raw: Grounding) -> list[Detections]:
         """The box of the best voxel of each scene; none where there is no voxel."""

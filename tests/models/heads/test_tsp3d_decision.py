@@ -3,18 +3,20 @@ import pytest
 import torch
 
 from sparse3d.evaluation.grounding import aligned_iou
-from sparse3d.models.heads.tsp3d_decision import (
+from sparse3d.models.heads.room_boxes import (
     BoxLook,
     BoxMean,
+    inside,
+    overlaps,
+    pair_features,
+    shifted,
+)
+from sparse3d.models.heads.tsp3d_decision import (
     Decision,
     beside_loss,
     choice_loss,
-    inside,
     names_loss,
-    overlaps,
-    pair_features,
     quality_loss,
-    shifted,
 )
 from sparse3d.structures import SparseVoxels, VoxelGrid
 
