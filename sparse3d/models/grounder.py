@@ -125,10 +125,9 @@ class TextGrounder(BaseModel):
         stages = [found] if isinstance(found, SparseVoxels) else found
         return stages if self.head.decision is None else [voxels.averaged(stages[-4]), *stages[-4:]]
 
-    def _answer(self, stages: list[SparseVoxels], batch: Batch, scenes: list[int] | None = None):
-        """The head's raw output; ``scenes`` are the samples' numbers in ``stages``."""
-        words = self.words(batch)
-        scenes = _scenes(batch)[1] if scenes is None else scenes
+    def _answer(self, stages: list[SparseVoxels], batch: Batch):
+        """The head's raw output; ``stages`` have the scenes in the order of their first samples."""
+        words, scenes = self.words(batch), _scenes(batch)[1]
         if scenes != list(range(stages[0].batch_size)):
             stages = [voxels.samples_at(scenes) for voxels in stages]
         return self.head(stages, words.features, words.padding)
@@ -171,7 +170,7 @@ class TextGrounder(BaseModel):
         scenes, numbers = _scenes(batch)
         whole, others = _guides(numbers, self.guiding)
         stages, guides = self._stages(batch), Batch([batch.samples[row] for row in whole])
-        raw = self._answer(stages, guides, [numbers[row] for row in whole])
+        raw = self._answer(stages, guides)  # the first sentence of every scene guides
         if self.head.decision is None:
             losses = self.head.loss(raw, *_lesson(guides), **self._classes(guides))
         else:

@@ -25,20 +25,21 @@ class Candidates:
     """Boxes that may be meant, whatever the words.
 
     Attributes:
-        quality: [M] of every voxel: the logit of its box's IoU with the object that it lies in.
-        rows: [B, K] the voxels whose boxes are candidates; 0 where there is none.
         there: [B, K] bool, whether there is one.
         looks: [B, K, 6] their boxes after each look.
         features: [B, K, C].
         names: [B, K, classes + 1] logits of the class, the last one of no object; None without.
+        quality: [M] of every voxel: the logit of its box's IoU with the object that it lies in;
+            None where the boxes were known.
+        rows: [B, K] the voxels whose boxes are candidates, 0 where there is none; None likewise.
     """
 
-    quality: Tensor
-    rows: Tensor
     there: Tensor
     looks: list[Tensor]
     features: Tensor
     names: Tensor | None
+    quality: Tensor | None = None
+    rows: Tensor | None = None
 
     @property
     def boxes(self) -> Tensor:
@@ -48,12 +49,12 @@ class Candidates:
     def of(self, scenes: Tensor) -> "Candidates":
         """The candidates of ``scenes`` [S], which may come several times."""
         return Candidates(
-            self.quality,
-            self.rows[scenes],
             self.there[scenes],
             [look[scenes] for look in self.looks],
             self.features[scenes],
             None if self.names is None else self.names[scenes],
+            self.quality,
+            None if self.rows is None else self.rows[scenes],
         )
 
 
@@ -152,7 +153,7 @@ class Decision(nn.Module):
         quality = self.quality(voxels.features)[:, 0].float()
         rows, there = self._candidates(voxels, boxes.detach(), quality.detach())
         given = boxes.detach()[rows]
-        return Candidates(quality, rows, there, *self._seen(given, backbone, fine, inputs))
+        return Candidates(there, *self._seen(given, backbone, fine, inputs), quality, rows)
 
     def known(
         self,
@@ -172,8 +173,8 @@ class Decision(nn.Module):
         there = torch.arange(given.shape[1], device=given.device) < counts[:, None]
         size = given[..., 3:] * (JITTER * torch.randn_like(given[..., 3:])).exp()
         center = given[..., :3] + JITTER / 2 * torch.randn_like(size) * size
-        seen = self._seen(torch.cat([center, size], -1), backbone, fine, inputs)
-        return Candidates(given.new_zeros(0), there.long() * 0, there, *seen)
+        moved = torch.cat([center, size], -1)
+        return Candidates(there, *self._seen(moved, backbone, fine, inputs))
 
     def _seen(
         self, boxes: Tensor, backbone: SparseVoxels, fine: SparseVoxels, inputs: SparseVoxels
