@@ -98,7 +98,8 @@ class TextGrounder(BaseModel):
         self.mean_color = tuple(mean_color)
         self.teacher = None
         if teacher is not None:
-            self.teacher = MODELS.build({**teacher, "grid": grid, "in_channels": widths[0]})
+            derived = {"in_channels": widths[0], "sentence_channels": self.head.sentence_channels}
+            self.teacher = MODELS.build({**teacher, "grid": grid, **derived})
 
     def forward(self, batch: Batch, mode: str = "tensor"):
         """Losses (mode 'loss'), detections ('predict') or the head's raw output ('tensor')."""

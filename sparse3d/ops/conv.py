@@ -440,6 +440,9 @@ def _spconv_conv(
     transposed: bool = False,
 ) -> Tensor:
     """spconv, fed with the pairs of our table; runs on any device that spconv runs on."""
+    if features.dtype == torch.bfloat16:  # spconv has none
+        exact = (features.float(), weight.float(), bias, table, groups, reverse, transposed)
+        return _spconv_conv(*exact).bfloat16()
     weight = _transpose(weight, groups) if transposed else weight
     if features.dtype == torch.float64 or not spconv_adapter.pairs_of(table)[0].shape[2]:
         return reference.sparse_conv(features, weight, bias, table, groups)

@@ -111,7 +111,13 @@ class Batch:
         return [sample.labels for sample in self.samples]
 
     def to(self, device: str | torch.device) -> "Batch":
-        return Batch([sample.to(device) for sample in self.samples])
+        """The batch on ``device``; samples that share their points share them there, too."""
+        moved = [sample.to(device) for sample in self.samples]
+        shared: dict[int, Tensor] = {}
+        for sample, here in zip(moved, self.samples):
+            if isinstance(here, Sample):
+                sample.points = shared.setdefault(id(here.points), sample.points)
+        return Batch(moved)
 
 
 def collate(samples: list[Sample]) -> dict[str, Batch]:

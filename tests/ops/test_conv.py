@@ -360,6 +360,17 @@ def test_the_spconv_entry_agrees_with_the_definition_and_runs_spconv(groups, up,
 
 
 @pytest.mark.skipif(not HAS_SPCONV, reason="spconv is not installed")
+def test_the_spconv_entry_takes_bfloat16_which_spconv_refuses():
+    found = strided_map(random_coords(), 3, 2, 1, shape=SHAPE)
+    features, weight = (leaf.detach().bfloat16() for leaf in problem(found, 6, 8)[:2])
+    with backend.forced("cuda"):
+        ours = sparse_conv(features, weight, found.table, found.reverse)
+    expected = sparse_conv(features.float(), weight.float(), found.table, found.reverse)
+    assert ours.dtype == torch.bfloat16
+    assert_close([ours.float()], [expected], 1e-2)
+
+
+@pytest.mark.skipif(not HAS_SPCONV, reason="spconv is not installed")
 def test_pairs_for_spconv_are_the_triples_of_the_table():
     table = strided_map(random_coords(), 3, 2, 1, shape=SHAPE).table
     pairs, counts = pair_rows(table)

@@ -21,3 +21,11 @@ def test_detections_above_a_score():
 def test_sample_moves_what_it_has():
     sample = Sample(torch.zeros(1, 4), meta={"sample_id": 7}).to("cpu")
     assert sample.boxes is None and sample.sample_id == "7"
+
+
+def test_samples_that_share_points_share_them_where_they_move():
+    points = torch.zeros(2, 4, dtype=torch.float64)
+    batch = Batch([Sample(points), Sample(points), Sample(points.clone())]).to(torch.float32)
+    first, second, third = (sample.points for sample in batch.samples)
+    assert first.dtype == torch.float32  # moved, as to another device
+    assert first is second and first is not third

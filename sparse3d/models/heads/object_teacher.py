@@ -22,6 +22,7 @@ class ObjectTeacher(nn.Module):
 
     Args:
         in_channels: of the voxels of all levels.
+        sentence_channels: of the words that stand for sentences.
         grid: the base grid.
         class_names: what labels mean; voxels in no object, or in one of another class, are a class
             of their own.
@@ -32,6 +33,7 @@ class ObjectTeacher(nn.Module):
     def __init__(
         self,
         in_channels: int,
+        sentence_channels: int,
         grid: VoxelGrid,
         class_names: Sequence[str],
         weight: float = 1.0,
@@ -43,7 +45,7 @@ class ObjectTeacher(nn.Module):
         classes = len(class_names) + 1
         self.names = nn.ModuleList(nn.Linear(in_channels, classes) for _ in range(levels))
         self.box = nn.ModuleList(nn.Linear(in_channels, 6) for _ in range(levels))
-        self.meant = nn.Linear(in_channels, classes)
+        self.meant = nn.Linear(sentence_channels, classes)
         for layer in self.box:
             start_small(layer)
 
@@ -91,7 +93,7 @@ class ObjectTeacher(nn.Module):
         """Cross entropy of the target's class.
 
         Args:
-            sentences: [B, in_channels] the word that stands for each.
+            sentences: [B, sentence_channels] the word that stands for each.
             names: [B] label of the target, -1 for another class.
         """
         names = torch.where(names >= 0, names, self.meant.out_features - 1)

@@ -78,6 +78,7 @@ class SPSHead(nn.Module):
         super().__init__()
         self.learns_classes = True
         self.decision = None
+        self.sentence_channels = channels
         self.seeds, self.keypoints, self.radius = seeds, tuple(keypoints), radius
         classes = len(class_names) + 1
         self.text_projector = nn.Sequential(
@@ -178,13 +179,13 @@ class SPSHead(nn.Module):
             "loss_keypoints": 8 * keypoint,
             "loss_present": 5 * present,
             "loss_box": 10 * box,
-            "loss_object_class": 5 * names,
+            "loss_mined_class": 5 * names,
             "loss_meant": meant,
         }
         if labels is not None:
             known = torch.stack([rows[row] for rows, row in zip(labels, target)])
             logits = self.sentence_class(raw.sentences).float()
-            result["loss_sentence_class"] = F.cross_entropy(logits, _or_last(known, logits))
+            result["loss_mined_sentence"] = F.cross_entropy(logits, _or_last(known, logits))
         return result
 
     def _stage_losses(self, stage: Objects, truth, wanted, labels) -> list[Tensor]:

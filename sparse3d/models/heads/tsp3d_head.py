@@ -153,6 +153,7 @@ class TSP3DHead(nn.Module):
         width = in_channels[0]
         self.grid = grid
         self.learns_classes = False
+        self.sentence_channels = in_channels[0]
         self.thresholds, self.completion_threshold = tuple(thresholds), completion_threshold
         self.keep_limits, self.fallback, self.prune = tuple(keep_limits), fallback, prune
         self.attended, self.completion_limit = tuple(attended), completion_limit

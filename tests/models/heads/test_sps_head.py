@@ -39,7 +39,7 @@ def test_losses_answers_and_how_objects_become_fewer():
     sum(losses.values()).backward()
     assert set(losses) == {
         *("loss_keypoints", "loss_present", "loss_box", "loss_meant"),
-        *("loss_object_class", "loss_sentence_class"),
+        *("loss_mined_class", "loss_mined_sentence"),
     }
     # the words after the last layer matter only to the class of the sentence
     assert not [name for name, p in net.named_parameters() if p.grad is None]
@@ -60,7 +60,7 @@ def test_it_learns():
         history.append({name: float(value.detach()) for name, value in losses.items()})
         sum(losses.values()).backward()
         optimizer.step()
-    for name in ("loss_keypoints", "loss_box", "loss_sentence_class", "loss_object_class"):
+    for name in ("loss_keypoints", "loss_box", "loss_mined_sentence", "loss_mined_class"):
         assert history[-1][name] < 0.8 * history[0][name], name
 
 
