@@ -297,7 +297,8 @@ def _check_extent(points: Tensor, name: str) -> None:
     """Warns of a scan so large that its unit must be another than metres."""
     if not len(points):
         return
-    extent = float((points[:, :3].amax(0) - points[:, :3].amin(0)).max())
+    low, high = points[:, :3].T.contiguous().aminmax(dim=1)
+    extent = float((high - low).max())
     if extent > LARGEST_SCENE:
         warnings.warn(
             f"sample {name!r} extends over {extent:g} m, which is implausible for rooms: its unit "

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -385,13 +386,16 @@ def strided(voxels: SparseVoxels, geometry: tuple, meaning: str) -> tuple[Kernel
         geometry: (kernel_size, stride, padding, dilation) per axis.
         meaning: 'spconv' or 'minkowski'.
     """
-    return voxels.cache.get(
-        ("strided", geometry, meaning),
-        lambda: (
-            kernel_map.strided_map(voxels.coords, *geometry, voxels.shape, meaning),
-            IndexCache(),
-        ),
-    )
+
+    def compute():
+        cells = None
+        if meaning == "minkowski":  # they depend on the stride alone: a shortcut has them, too
+            make = partial(kernel_map.coarse_cells, voxels.coords, geometry[1])
+            cells = voxels.cache.get(("coarse cells", geometry[1]), make)
+        given = (*geometry, voxels.shape, meaning, cells)
+        return kernel_map.strided_map(voxels.coords, *given), IndexCache()
+
+    return voxels.cache.get(("strided", geometry, meaning), compute)
 
 
 def downward_tables(

@@ -83,6 +83,7 @@ def strided_map(
     dilation: Size = 1,
     shape: tuple[int, ...] | None = None,
     meaning: str = "spconv",
+    cells: Tensor | None = None,
 ) -> KernelMap:
     """The map of a convolution to coarser cells (with stride 1: to a grown set of cells).
 
@@ -95,6 +96,7 @@ def strided_map(
         dilation: cells between neighbouring offsets.
         shape: input cells per axis, None when unbounded.
         meaning: which output cells there are, 'spconv' or 'minkowski'.
+        cells: [M, 1+D] int32: ``coarse_cells``, where 'minkowski' knows them already.
 
     Raises:
         ValueError: an unknown meaning, a padding that the meaning excludes, a kernel larger than
@@ -104,14 +106,24 @@ def strided_map(
     sizes = geometry(coords.shape[1] - 1, kernel_size, stride, padding, dilation, meaning)
     stride = sizes[1]
     if meaning == "minkowski":
-        zeros, ones = (0,) * len(stride), (1,) * len(stride)
         out_shape = shape and tuple(-(-g // s) for g, s in zip(shape, stride))
-        # a kernel as large as the stride reaches floor(f / s) and nothing else
-        cells = _cells(coords, stride, stride, zeros, ones, None, False)
+        cells = coarse_cells(coords, stride) if cells is None else cells
     else:
         out_shape = shape and _reduced_shape(shape, *sizes)
         cells = _cells(coords, *sizes, out_shape, False)
     return KernelMap(offset_table(coords, cells, *sizes), cells, out_shape, coords.shape[0])
+
+
+def coarse_cells(coords: Tensor, stride: Size) -> Tensor:
+    """[M, 1+D] int32 the different floor(cell / stride) of ``coords`` [N, 1+D] int32, ascending.
+
+    Raises:
+        ValueError: coordinates whose keys would overflow.
+    """
+    dims = coords.shape[1] - 1
+    stride = axes(stride, dims, "stride")
+    # a kernel as large as the stride reaches floor(f / s) and nothing else
+    return _cells(coords, stride, stride, (0,) * dims, (1,) * dims, None, False)
 
 
 def generative_map(

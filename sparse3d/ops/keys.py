@@ -106,6 +106,11 @@ def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(sorted_keys[rows] == wanted, rows, -1)
 
 
+def find_rows(coords: Tensor, wanted: Tensor) -> Tensor:
+    """Rows [M] int64 of ``wanted`` [M, 1+D] in ``coords`` [N, 1+D] int32 (ascending), or -1."""
+    return _find_rows(coords, wanted)
+
+
 @torch.library.custom_op("sparse3d::sort_rows", mutates_args=())
 def _sort_rows(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return backend.choose(SORT_ROWS, coords)(coords)
@@ -116,6 +121,16 @@ def _(coords):
     found = torch.library.get_ctx().new_dynamic_size()
     rows = coords.new_empty((coords.shape[0],), dtype=torch.int64)
     return coords.new_empty((found, coords.shape[1])), rows.new_empty(found), rows
+
+
+@torch.library.custom_op("sparse3d::find_rows", mutates_args=())
+def _find_rows(coords: Tensor, wanted: Tensor) -> Tensor:
+    return backend.choose(FIND_ROWS, coords)(coords, wanted)
+
+
+@_find_rows.register_fake
+def _(coords, wanted):
+    return wanted.new_empty((wanted.shape[0],), dtype=torch.int64)
 
 
 # ---------------------------------------------------------------------- implementations
@@ -145,4 +160,24 @@ def _native_sort(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def _reference_find(coords: Tensor, wanted: Tensor) -> Tensor:
+    space = KeySpace.around(coords)
+    inside = space.contains(wanted)
+    rows = torch.full((len(wanted),), -1, dtype=torch.int64, device=wanted.device)
+    rows[inside] = find_sorted(space.keys(coords), space.keys(wanted[inside]))
+    return rows
+
+
+def _native_find(coords: Tensor, wanted: Tensor) -> Tensor:
+    if coords.dtype != torch.int32 or wanted.dtype != torch.int32 or coords.shape[1] > 4:
+        return _reference_find(coords, wanted)
+    coords, wanted = coords.contiguous(), wanted.contiguous()
+    rows = torch.empty(len(wanted), dtype=torch.int64)
+    sizes = (len(wanted), coords.shape[1])
+    given = (coords, len(coords), wanted, *sizes, rows, native.threads())
+    native.call("s3d_find_rows", *given)
+    return rows
+
+
 SORT_ROWS = {"reference": _reference_sort, "native": _native_sort, "cuda": _reference_sort}
+FIND_ROWS = {"reference": _reference_find, "native": _native_find, "cuda": _reference_find}

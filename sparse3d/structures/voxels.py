@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sparse3d.ops.keys import KeySpace, find_sorted, sort_rows
+from sparse3d.ops.keys import find_rows, sort_rows
 from sparse3d.ops.voxelize import segment_expand, segment_reduce, voxelize
 
 from .grid import IndexCache, VoxelGrid
@@ -379,11 +379,7 @@ class SparseVoxels:
 
     def lookup(self, coords: Tensor) -> Tensor:
         """Rows [M] int64 of foreign ``coords`` [M, 1+D], in cells of this stride; -1: no voxel."""
-        space, keys = self._keys()
-        inside = space.contains(coords)
-        rows = torch.full((len(coords),), -1, dtype=torch.int64, device=coords.device)
-        rows[inside] = find_sorted(keys, space.keys(coords[inside]))
-        return rows
+        return find_rows(self.coords, coords)
 
     def features_at(self, coords: Tensor) -> Tensor:
         """Features [M, C] at foreign ``coords`` [M, 1+D] of this stride; 0 where no voxel is."""
@@ -418,13 +414,6 @@ class SparseVoxels:
             cell = torch.cat([batch_index[:, None].int(), (base + step).int()], 1)
             result = result + self.features_at(cell) * weight
         return result
-
-    def _keys(self) -> tuple[KeySpace, Tensor]:
-        def compute():
-            space = KeySpace.around(self.coords)
-            return space, space.keys(self.coords)
-
-        return self.cache.get("keys", compute)
 
 
 def _check_shapes(features: Tensor, coords: Tensor) -> None:

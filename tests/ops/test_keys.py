@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse3d.ops import backend
-from sparse3d.ops.keys import KeySpace, find_sorted, sort_rows
+from sparse3d.ops.keys import KeySpace, find_rows, find_sorted, sort_rows
 from tests.voxel_cases import IMPLEMENTATIONS
 
 batches, cells = st.integers(0, 3), st.integers(-(2**18), 2**18)
@@ -64,6 +64,33 @@ def test_sorted_rows_are_distinct_and_lead_back(implementation, cells, columns):
     assert [tuple(row) for row in unique.tolist()] == sorted({cell[:columns] for cell in cells})
     assert torch.equal(unique[inverse], coords) and torch.equal(coords[first], unique)
     assert all(int((inverse == place).nonzero()[0]) == row for place, row in enumerate(first))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(batches, *[st.integers(-3, 3)] * 3), max_size=60),
+    st.lists(st.tuples(batches, *[st.integers(-4, 4)] * 3), max_size=60),
+    st.integers(2, 4),
+)
+def test_rows_are_found_in_any_order(implementation, cells, wanted, columns):
+    known = sorted({cell[:columns] for cell in cells})
+    asked = [cell[:columns] for cell in wanted]
+    tables = [torch.tensor(part, dtype=torch.int32).view(-1, columns) for part in (known, asked)]
+    with backend.forced(implementation):
+        rows = find_rows(*tables)
+    assert rows.tolist() == [known.index(cell) if cell in known else -1 for cell in asked]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rows_at_the_ends_of_the_numbers_are_found(implementation):
+    ends = (-(2**31), -1, 0, 2**31 - 1)
+    coords = torch.tensor([[0, value, value, 0] for value in ends[1:3]], dtype=torch.int32)
+    wanted = torch.tensor([[0, a, b, 0] for a in ends for b in ends], dtype=torch.int32)
+    with backend.forced(implementation):
+        rows = find_rows(coords, wanted)
+    assert [i for i, row in enumerate(rows.tolist()) if row >= 0] == [5, 10]
+    assert rows[[5, 10]].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

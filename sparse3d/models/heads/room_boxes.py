@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse3d.ops.rotated import points_in_boxes
 from sparse3d.structures import SparseVoxels
 
 PAIR_FEATURES = 10
@@ -116,12 +117,7 @@ class BoxMean(nn.Module):
 
 def inside(points: Tensor, boxes: Tensor) -> Tensor:
     """[K, N] bool, whether ``points`` [N, 3] lie in ``boxes`` [K, 6], centre and size."""
-    low, high = boxes[:, :3] - boxes[:, 3:] / 2, boxes[:, :3] + boxes[:, 3:] / 2
-    found = torch.ones(len(boxes), len(points), dtype=torch.bool, device=points.device)
-    for axis in range(3):
-        place = points[None, :, axis]
-        found &= (place > low[:, axis, None]) & (place < high[:, axis, None])
-    return found
+    return points_in_boxes(points, F.pad(boxes, (0, 1)))
 
 
 def shifted(boxes: Tensor, shift: Tensor) -> Tensor:
@@ -143,9 +139,11 @@ def overlaps(boxes: Tensor, others: Tensor, margin: float = 0.0) -> Tensor:
     """
     wider = torch.tensor([0.0] * 3 + [margin] * 3, device=boxes.device)
     boxes, others = boxes + wider, others + wider
-    low, high = boxes[:, :3] - boxes[:, 3:] / 2, boxes[:, :3] + boxes[:, 3:] / 2
-    other_low, other_high = others[:, :3] - others[:, 3:] / 2, others[:, :3] + others[:, 3:] / 2
-    inner = torch.minimum(high[:, None], other_high) - torch.maximum(low[:, None], other_low)
-    inner = inner.clamp(min=0).prod(2)
+    low, high = ((boxes[:, :3] + s * boxes[:, 3:] / 2).T for s in (-1, 1))
+    other_low, other_high = ((others[:, :3] + s * others[:, 3:] / 2).T for s in (-1, 1))
+    inner = 1.0
+    for axis in range(3):  # axis by axis: much faster than one array [N, M, 3]
+        end = torch.minimum(high[axis, :, None], other_high[axis])
+        inner = inner * (end - torch.maximum(low[axis, :, None], other_low[axis])).clamp(min=0)
     union = boxes[:, 3:].prod(1)[:, None] + others[:, 3:].prod(1) - inner
     return inner / union.clamp(min=1e-9)

@@ -4,6 +4,24 @@
 
 #include <atomic>
 
+namespace {
+
+// A row of coordinates as two numbers in the same lexicographic order.
+struct RowKey {
+  uint64_t first, last;
+  RowKey(const int32_t* row, int64_t columns)
+      : first(pair(row[0], columns > 1 ? row[1] : 0)),
+        last(pair(columns > 2 ? row[2] : 0, columns > 3 ? row[3] : 0)) {}
+  static uint64_t pair(int32_t a, int32_t b) {
+    return (uint64_t)((uint32_t)a ^ 0x80000000u) << 32 | ((uint32_t)b ^ 0x80000000u);
+  }
+  bool operator<(const RowKey& other) const {
+    return first != other.first ? first < other.first : last < other.last;
+  }
+};
+
+}  // namespace
+
 // Rows of coords [n, columns] int32 in lexicographic order, each once. Writes the different rows, the
 // first given row of each, and for every given row its place among them. Returns how many there are;
 // -1 when the box around them has 2^63 cells or more.
@@ -57,4 +75,36 @@ EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, 
     inverse[row] = found - 1;
   }
   return found;
+}
+
+// For each of wanted [m, columns] its row among coords [n, columns], which ascend; -1 where it is none
+// of them. Each search begins where the one before ended: what is asked for mostly lies close by.
+EXPORT int64_t s3d_find_rows(const int32_t* coords, int64_t n, const int32_t* wanted, int64_t m,
+                             int64_t columns, int64_t* rows, int64_t threads) {
+  const int team = useful_threads(threads, m, 1 << 12);
+#pragma omp parallel num_threads(team)
+  {
+    const int count = omp_get_num_threads(), self = omp_get_thread_num();
+    const auto key = [&](int64_t row) { return RowKey(coords + row * columns, columns); };
+    int64_t at = 0;  // the first row that is not less than what was sought last
+    for (int64_t i = m * self / count; i < m * (self + 1) / count; i++) {
+      const RowKey sought(wanted + i * columns, columns);
+      int64_t low, high = at, step = 1;  // rows below low are less, the one at high is not
+      if (at < n && key(at) < sought) {
+        for (low = ++high; high < n && key(high) < sought; high += step, step *= 2) low = high + 1;
+        high = std::min(high, n);
+      } else {
+        for (low = at - 1; low >= 0 && !(key(low) < sought); low -= step, step *= 2) high = low;
+        low = std::max<int64_t>(low + 1, 0);
+      }
+      while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (key(middle) < sought) low = middle + 1;
+        else high = middle;
+      }
+      at = low;
+      rows[i] = at < n && !(sought < key(at)) ? at : -1;
+    }
+  }
+  return 0;
 }

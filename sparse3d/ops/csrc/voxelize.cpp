@@ -68,12 +68,13 @@ EXPORT int64_t s3d_cells(const float* points, const int64_t* batch, int64_t n, i
   const int columns = (int)dims + 1;
   const int team = useful_threads(threads, n, 1 << 14);
   int problem = kFine;
-  std::vector<int64_t> low((size_t)team * columns, INT64_MAX), high((size_t)team * columns, INT64_MIN);
+  const size_t apart = (size_t)columns + 16;  // no two threads write to one cache line
+  std::vector<int64_t> low(team * apart, INT64_MAX), high(team * apart, INT64_MIN);
 #pragma omp parallel num_threads(team) reduction(max : problem)
   {
     const int count = omp_get_num_threads(), self = omp_get_thread_num();
-    int64_t* least = &low[(size_t)self * columns];
-    int64_t* most = &high[(size_t)self * columns];
+    int64_t* least = &low[self * apart];
+    int64_t* most = &high[self * apart];
     int found = kFine;
     for (int64_t i = n * self / count; i < n * (self + 1) / count; ++i) {
       int32_t* cell = cells + i * columns;
@@ -105,8 +106,8 @@ EXPORT int64_t s3d_cells(const float* points, const int64_t* batch, int64_t n, i
     bounds[c] = INT64_MAX;
     bounds[columns + c] = INT64_MIN;
     for (int t = 0; t < team; ++t) {
-      bounds[c] = std::min(bounds[c], low[(size_t)t * columns + c]);
-      bounds[columns + c] = std::max(bounds[columns + c], high[(size_t)t * columns + c]);
+      bounds[c] = std::min(bounds[c], low[t * apart + c]);
+      bounds[columns + c] = std::max(bounds[columns + c], high[t * apart + c]);
     }
   }
   return problem;
