@@ -295,7 +295,7 @@ def _call_conv(
     bias = None if bias is None else bias.contiguous()
     inputs = features.shape[1] // groups
     outputs = weight.shape[1] if transposed else weight.shape[2] // groups
-    out = features.new_empty(table.shape[1], outputs * groups)
+    out = native.empty(table.shape[1], outputs * groups)
     sizes = (table.shape[1], len(table), groups, inputs, outputs)
     given = (features, weight, int(transposed), bias, *finish, *pairs.arguments(), *sizes)
     native.call("s3d_sparse_conv", *given, out, level, native.threads())
@@ -380,7 +380,7 @@ def _bf16_conv(
     refuse_rows(tiles.highest >= len(features), table, len(features))
     shift = shift if bias is None else bias.contiguous()  # never both
     inputs, outputs = features.shape[1], weight.shape[1 if transposed else 2]
-    out = features.new_empty(table.shape[1], outputs)
+    out = native.empty(table.shape[1], outputs, dtype=torch.bfloat16)
     sizes = (table.shape[1], len(table), inputs, outputs)
     ending = (scale, shift, residual, relu)
     given = (features, weight, int(transposed), *ending, *tiles.arguments(), *sizes)

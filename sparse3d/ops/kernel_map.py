@@ -349,7 +349,7 @@ def _(coords, kernel_size, stride, padding, dilation, shape, up):
 
 
 def _native_offset_table(fine: Tensor, coarse: Tensor, *sizes: tuple[int, ...]) -> Tensor:
-    table = fine.new_empty(math.prod(sizes[0]), len(coarse))
+    table = native.empty(math.prod(sizes[0]), len(coarse), dtype=torch.int32)
     fine, coarse = fine.contiguous(), coarse.contiguous()
     counts = (fine, len(fine), coarse, len(coarse), len(sizes[0]))
     wrong = native.call("s3d_offset_table", *counts, torch.tensor(sizes), table, native.threads())
@@ -359,7 +359,7 @@ def _native_offset_table(fine: Tensor, coarse: Tensor, *sizes: tuple[int, ...]) 
 
 
 def _native_reverse_table(table: Tensor, rows: int) -> Tensor:
-    reverse = table.new_empty(len(table), rows)
+    reverse = native.empty(len(table), rows, dtype=torch.int32)
     offsets, columns = table.shape
     given = (table.contiguous(), offsets, columns, rows, reverse, native.threads())
     refuse_rows(native.call("s3d_reverse_table", *given), table, rows)

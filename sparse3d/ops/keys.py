@@ -147,8 +147,8 @@ def _reference_sort(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _native_sort(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     coords = coords.contiguous()
     rows, columns = coords.shape
-    unique = torch.empty_like(coords)
-    first, inverse = (torch.empty(rows, dtype=torch.int64) for _ in range(2))
+    unique = native.empty(rows, columns, dtype=torch.int32)
+    first, inverse = (native.empty(rows, dtype=torch.int64) for _ in range(2))
     given = (coords, rows, columns, unique, first, inverse, native.threads())
     found = native.call("s3d_sort_rows", *given)
     if found < 0:

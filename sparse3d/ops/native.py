@@ -11,6 +11,9 @@ from torch import Tensor
 
 from . import native_build
 
+LARGE = 2**22
+"""Bytes from which on a tensor is worth huge pages."""
+
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
@@ -82,6 +85,17 @@ def check_index(name: str, index: Tensor, rows: int, limit: int, least: int = 0)
     low, high = map(int, index.aminmax())
     if low < least or high >= limit:
         raise ValueError(f"{name} holds {low}..{high}; it must be in [{least}, {limit})")
+
+
+def empty(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An uninitialised CPU tensor, in huge pages where it is large: a kernel's output.
+
+    Touching ordinary pages for the first time costs more than most kernels' arithmetic.
+    """
+    out = torch.empty(sizes, dtype=dtype)
+    if out.nbytes >= LARGE:
+        call("s3d_want_huge_pages", out, out.nbytes)
+    return out
 
 
 def threads() -> int:

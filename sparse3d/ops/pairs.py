@@ -121,8 +121,8 @@ def _list_pairs(table: Tensor) -> PairLists:
     given = (table.contiguous(), offsets, rows, block, starts)
     threads = native.threads()
     highest = native.call("s3d_conv_pairs_count", *given, threads)
-    inputs = table.new_empty(int(starts[-1]))
-    outputs = torch.empty(len(inputs), dtype=torch.uint16)
+    inputs = native.empty(int(starts[-1]), dtype=torch.int32)
+    outputs = native.empty(len(inputs), dtype=torch.uint16)
     native.call("s3d_conv_pairs_list", *given, inputs, outputs, cpu_level(), threads)
     return PairLists(starts, inputs, outputs, block, highest)
 
@@ -137,7 +137,7 @@ def _list_tiles(table: Tensor) -> TileLists:
     blocks = torch.empty(-(-rows // block) + 1, dtype=torch.int64)
     starts = torch.empty(groups + 1, dtype=torch.int64)
     outputs = torch.empty(groups, 32, dtype=torch.uint16)
-    numbers, inputs = table.new_empty(steps), table.new_empty(steps, 32)
+    numbers, inputs = table.new_empty(steps), native.empty(steps, 32, dtype=torch.int32)
     native.call("s3d_conv_tiles_take", found, blocks, starts, outputs, numbers, inputs)
     highest = int(inputs.max()) if steps else -1
     return TileLists(blocks, starts, outputs, numbers, inputs, block, highest)

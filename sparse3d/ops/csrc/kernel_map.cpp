@@ -4,6 +4,7 @@
 // exist. A kernel line (kx, ky) links a run of output cells to one run of input cells, found by walking
 // two sorted lists of runs; inside the run every offset along the last axis is a bit, and its row the
 // number of bits below it. Work per cell has no branches.
+#include "array.h"
 #include "kernel_map.h"
 
 #include <omp.h>
@@ -55,14 +56,6 @@ struct Runs {
     first.insert(first.end(), part.first.begin(), part.first.end());
   }
 };
-
-template <class T>
-using Array = std::unique_ptr<T[]>;
-
-template <class T>
-Array<T> uninitialised(int64_t n) {
-  return Array<T>(new T[n]);
-}
 
 // One call of s3d_offset_table.
 struct Builder {

@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr int64_t kAhead = 16;  // rows whose coordinates are on their way while others are copied
+
 // A row of coordinates as two numbers in the same lexicographic order.
 struct RowKey {
   uint64_t first, last;
@@ -65,16 +67,30 @@ EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, 
     return key;
   };
   const radix::Sorted sorted(n, radix::bits_of((uint64_t)(cells - 1)), key_of, threads);
-  int64_t found = 0;
-  for (int64_t i = 0; i < n; i++) {
-    const int64_t row = sorted.row(i);
-    if (!i || sorted.key(i) != sorted.key(i - 1)) {
-      memcpy(unique + found * columns, coords + row * columns, sizeof(int32_t) * columns);
-      first[found++] = row;
+  std::vector<int64_t> before(team + 1, 0);  // different rows before each thread's part
+#pragma omp parallel num_threads(team)
+  {
+    const int count = omp_get_num_threads(), self = omp_get_thread_num();
+    const int64_t begin = n * self / count, end = n * (self + 1) / count;
+    const auto is_new = [&](int64_t i) { return !i || sorted.key(i) != sorted.key(i - 1); };
+    int64_t found = 0;
+    for (int64_t i = begin; i < end; i++) found += is_new(i);
+    before[self + 1] = found;
+#pragma omp barrier
+#pragma omp single
+    for (int t = 0; t < count; t++) before[t + 1] += before[t];
+    found = before[self];
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t row = sorted.row(i);
+      if (i + kAhead < end) __builtin_prefetch(coords + sorted.row(i + kAhead) * columns);
+      if (is_new(i)) {
+        memcpy(unique + found * columns, coords + row * columns, sizeof(int32_t) * columns);
+        first[found++] = row;
+      }
+      inverse[row] = found - 1;
     }
-    inverse[row] = found - 1;
   }
-  return found;
+  return before[team];
 }
 
 // For each of wanted [m, columns] its row among coords [n, columns], which ascend; -1 where it is none
@@ -106,5 +122,10 @@ EXPORT int64_t s3d_find_rows(const int32_t* coords, int64_t n, const int32_t* wa
       rows[i] = at < n && !(sought < key(at)) ? at : -1;
     }
   }
+  return 0;
+}
+
+EXPORT int64_t s3d_want_huge_pages(void* start, int64_t bytes) {
+  want_huge_pages(start, bytes);
   return 0;
 }

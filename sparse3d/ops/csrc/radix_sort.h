@@ -4,10 +4,10 @@
 #include <omp.h>
 #include <string.h>
 
-#include <memory>
 #include <utility>
 #include <vector>
 
+#include "array.h"
 #include "common.h"
 
 namespace radix {
@@ -24,9 +24,6 @@ inline int bits_of(uint64_t largest) { return largest ? 64 - __builtin_clzll(lar
 
 inline uint64_t digits(const Item& item) { return item.key; }
 inline uint64_t digits(uint64_t item) { return item; }
-
-template <class T>
-using Array = std::unique_ptr<T[]>;
 
 // Sorts [n] items by their bits [low, low + bits); equal ones keep their order. Returns whether the
 // result lies in `to` rather than in `from`.
@@ -74,7 +71,7 @@ inline void sort(std::vector<Item>& items, int bits, int64_t threads) {
 
 template <class T>
 void sort(Array<T>& items, int64_t n, int low, int bits, int64_t threads) {
-  Array<T> spare(new T[n]);
+  Array<T> spare = uninitialised<T>(n);
   if (sort(items.get(), spare.get(), n, low, bits, threads)) items.swap(spare);
 }
 
@@ -88,12 +85,12 @@ class Sorted {
       : n_(n), row_bits_(bits_of((uint64_t)n)), packed_(bits + row_bits_ <= 64) {
     const int team = useful_threads(threads, n, 1 << 14);
     if (packed_) {
-      small_.reset(new uint64_t[n]);
+      small_ = uninitialised<uint64_t>(n);
 #pragma omp parallel for num_threads(team) schedule(static)
       for (int64_t i = 0; i < n; ++i) small_[i] = (uint64_t)key_of(i) << row_bits_ | (uint64_t)i;
       sort(small_, n, row_bits_, bits, threads);
     } else {
-      large_.reset(new Item[n]);
+      large_ = uninitialised<Item>(n);
 #pragma omp parallel for num_threads(team) schedule(static)
       for (int64_t i = 0; i < n; ++i) large_[i] = {(uint64_t)key_of(i), i};
       sort(large_, n, 0, bits, threads);
