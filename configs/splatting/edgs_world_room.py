@@ -9,5 +9,4 @@ data_root = "data/world/quickstart/pictures/train-000000"
 train_dataloader = dict(dataset=dict(data_root=data_root))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = dict(dataset=dict(data_root=data_root))
-model = dict(start=dict(matches=5000))
 train_cfg = dict(max_epochs=18, val_interval=18)

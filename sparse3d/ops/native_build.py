@@ -25,8 +25,8 @@ SANITIZE = [
     "-O1",
 ]
 SPLATTING = ["--param", "asan-stack=0"]
-"""With AddressSanitizer's frames GCC 12 puts variables of 64 bytes at addresses that are no multiple
-of 64, and then reports them. Only splatting's kernels have such variables."""
+"""In AddressSanitizer's frames GCC 12 puts variables of 64 bytes at addresses that are no multiple
+of 64, and reports them then. Only splatting's kernels have such variables."""
 
 
 def compiler() -> str | None:

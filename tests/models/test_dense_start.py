@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse3d.models.dense_start.consistency import contradicted
+from sparse3d.models.dense_start.discs import flattened
 from sparse3d.models.dense_start.fill import continue_planes, fill_holes
 from sparse3d.models.dense_start.matchers import FlowMatcher, RomaMatcher
 from sparse3d.models.dense_start.merge import merge_near, merge_to
@@ -17,7 +18,8 @@ from sparse3d.models.dense_start.photographs import (
 from sparse3d.models.dense_start.start import DenseStart, PointStart, sample_evenly
 from sparse3d.models.dense_start.triangulation import lift, triangulate
 from sparse3d.ops import backend
-from sparse3d.structures import Camera, Sample, SparsePoints
+from sparse3d.ops.reference.splat import rotation_matrix
+from sparse3d.structures import Camera, Gaussians, Sample, SparsePoints
 from tests.photographs import SIZE, K, cast, look_at, poses, some_points
 
 implementations = pytest.mark.parametrize("implementation", ["reference", "native"])
@@ -213,6 +215,31 @@ def test_pixels_are_chosen_evenly():
 
 
 # ---------------------------------------------------------------------- the whole start
+
+
+def test_gaussians_lie_flat_in_the_plane_of_their_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    place = torch.rand(300, 2, generator=generator)
+    normal = torch.tensor([1.0, 2.0, 2.0]) / 3
+    across = torch.linalg.qr(normal[:, None], mode="complete")[0][:, 1:].T
+    round_ones = Gaussians.from_points(place @ across, torch.zeros(300, 3), torch.full((300,), 0.1))
+    flat = flattened(round_ones, 0.25)
+    turns, widths = rotation_matrix(flat.quats), flat.scales.exp()
+    thinnest = turns.gather(2, widths.argmin(1)[:, None, None].expand(-1, 3, 1))[..., 0]
+    assert ((thinnest @ normal).abs() > 0.999).all()
+    assert torch.allclose(widths.amin(1), torch.tensor(0.025), atol=1e-5)
+    assert 0.06 < widths.median(1).values.median() < widths.amax(1).median() < 0.15
+    assert flattened(round_ones, 1.0) is round_ones
+    assert torch.equal(flattened(round_ones[:3], 0.25).scales, round_ones[:3].scales)
+
+
+def test_small_pictures_get_fewer_points():
+    samples = views(poses(3))
+    few, many = (
+        len(DenseStart(**{**START, "pixels": pixels}, fill=0)(samples, SparsePoints.none(), 0)[0])
+        for pixels in (100, 10)
+    )
+    assert few < 1.5 * 3 * SIZE[0] * SIZE[1] / 100 < many
 
 
 @pytest.mark.parametrize("count", [2, 5])

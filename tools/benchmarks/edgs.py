@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, default=300, help="CPU seconds of each (300)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--pixels", type=int, help="reduce pictures to so many pixels")
-    parser.add_argument("--matches", type=int, default=15000, help="EDGS's, per reference (15000)")
+    parser.add_argument(
+        "--matches", type=int, default=15000, help="EDGS's, most per reference (15000)"
+    )
     parser.add_argument(
         "--every", type=int, default=100, help="steps between two densifications (100)"
     )

@@ -13,6 +13,7 @@ from sparse3d.registry import MODELS
 from sparse3d.structures import Gaussians, Sample, SparsePoints
 
 from .consistency import AGREES, contradicted
+from .discs import flattened
 from .fill import fill_holes
 from .merge import merge_to
 from .photographs import Photograph, choose_neighbours, choose_references, scene_extent
@@ -69,7 +70,9 @@ class DenseStart:
         matcher: config of the matcher.
         references: most reference views.
         neighbours: views with which each is matched.
-        matches: points per reference; EDGS takes 15,000 to 25,000.
+        matches: most points per reference; EDGS takes 15,000 to 25,000, of large photographs.
+        pixels: of a reference per point at least: small pictures get fewer points. With more than
+            their pixels can tell apart, training is slower and learns the pictures by heart.
         max_miss: largest distance of a point from its match, in widths of the picture.
         min_angle: smallest angle between the two rays, degrees.
         least_share: share of a pair's matches that must obey the cameras.
@@ -80,6 +83,7 @@ class DenseStart:
         fill: edge of the squares of which each gets a Gaussian in every picture, in distances of
             sampled pixels; 0: holes stay.
         fill_opacity: of the Gaussians in holes.
+        flat: thickness of the flattest Gaussians, in widths; 1: all begin round, as in EDGS.
         seed: of the choice of pixels and references.
 
     Source: Kotovenko, Grebenkova, Ommer: EDGS, 2025.
@@ -91,6 +95,7 @@ class DenseStart:
         references: int = 180,
         neighbours: int = 3,
         matches: int = 15_000,
+        pixels: float = 25.0,
         max_miss: float = 0.002,
         min_angle: float = 1.0,
         least_share: float = 0.35,
@@ -100,12 +105,14 @@ class DenseStart:
         keep_points: bool = True,
         fill: float = 1.5,
         fill_opacity: float = 0.5,
+        flat: float = 0.25,
         seed: int = 0,
     ):
         self.matcher = MODELS.build(matcher or {"type": "FlowMatcher"})
         self.references = references
         self.neighbours = neighbours
         self.matches = matches
+        self.pixels = pixels
         self.max_miss = max_miss
         self.min_angle = np.radians(min_angle)
         self.least_share = least_share
@@ -114,6 +121,7 @@ class DenseStart:
         self.merge = merge
         self.keep_points = keep_points
         self.fill, self.fill_opacity = fill, fill_opacity
+        self.flat = flat
         self.seed = seed
 
     def __call__(
@@ -151,16 +159,21 @@ class DenseStart:
         gaussians = Gaussians.from_points(xyz, rgb, sizes, self.opacity, sh_degree)
         if self.fill:
             gaussians = Gaussians.cat([gaussians, self._in_holes(pictures, gaussians)])
+        gaussians = flattened(gaussians, self.flat)
         report = {**report, "filled": len(gaussians) - len(xyz)}
         report["start_seconds"] = time.time() - started
         return gaussians[: most or len(gaussians)], report
 
     def _in_holes(self, pictures: list[Photograph], gaussians: Gaussians) -> Gaussians:
         area = float(np.mean([picture.gray.size for picture in pictures]))
-        cell = max(self.fill * (area / self.matches) ** 0.5, 1.0)
+        cell = max(self.fill * (area / self._most_points(area)) ** 0.5, 1.0)
         xyz, rgb, edges = fill_holes(pictures, gaussians.means, cell)
         sizes = self.spread * edges
         return Gaussians.from_points(xyz, rgb, sizes, self.fill_opacity, gaussians.sh_degree)
+
+    def _most_points(self, area: float) -> int:
+        """Points of a reference of ``area`` pixels."""
+        return max(min(self.matches, round(area / self.pixels)), 1)
 
     def _all_references(self, pictures: list[Photograph], points: SparsePoints) -> list[tuple]:
         cameras, names = [p.camera for p in pictures], [p.name for p in pictures]
@@ -221,7 +234,7 @@ class DenseStart:
         good = doubt.isfinite().numpy().reshape(height, width)
         if not good.any():
             return None, None, shares
-        chosen, step = sample_evenly(good, self.matches, generator)
+        chosen, step = sample_evenly(good, self._most_points(good.size), generator)
         color = torch.from_numpy(picture.image).reshape(-1, 3)[chosen].float() / 255
         focal = float(picture.camera.K[0, 0] + picture.camera.K[1, 1]) / 2
         sizes = self.spread * step * depth[chosen] / focal
