@@ -79,7 +79,7 @@ class VoxelGrid:
 
 
 class IndexCache:
-    """What has been computed for one set of coordinates: kernel maps, window sets, key tables.
+    """What has been computed for one set of coordinates: kernel maps, window sets, cells.
 
     Write-once: ``get`` computes a missing entry and never changes one that is there. Every tensor
     with the same coordinates shares the cache, so a layer pays only once per topology.

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -108,6 +112,17 @@ def test_many_rows_are_sorted_alike_by_any_number_of_threads(spread, threads):
         torch.set_num_threads(before)
     with backend.forced("reference"):
         assert all(torch.equal(a, b) for a, b in zip(ours, sort_rows(coords)))
+
+
+def test_fewer_threads_than_asked_for_sort_all_rows():
+    program = (
+        "import torch; from sparse3d.ops.keys import sort_rows; torch.set_num_threads(2); "
+        "rows = torch.arange(60000).flip(0).int(); zero = torch.zeros_like(rows); "
+        "print(len(sort_rows(torch.stack([zero, rows, zero, zero], 1))[0]))"
+    )
+    limited = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=limited, capture_output=True)
+    assert done.stdout.split() == [b"60000"], done.stderr
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -78,7 +78,7 @@ EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, 
     before[self + 1] = found;
 #pragma omp barrier
 #pragma omp single
-    for (int t = 0; t < count; t++) before[t + 1] += before[t];
+    for (int t = 0; t < team; t++) before[t + 1] += before[t];  // there may be fewer threads than asked
     found = before[self];
     for (int64_t i = begin; i < end; i++) {
       const int64_t row = sorted.row(i);
