@@ -314,7 +314,10 @@ class VoxelSequential(nn.Sequential):
 
 def _take_relu(layers: list[nn.Module]) -> bool:
     """Whether a ReLU comes next, which is then taken off."""
-    return bool(layers) and type(layers[0]) is nn.ReLU and layers.pop(0) is not None
+    if len(layers) == 0 or type(layers[0]) is not nn.ReLU:
+        return False
+    layers.pop(0)
+    return True
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,6 +133,9 @@ class RigidFlow(BaseModel):
                 way, too, or if it is solid and surely moves; that mean is also tried. Groups that
                 are too wide to move stay; points of no group keep their guess.
         """
+        if source.is_cuda:  # small groups, one after the other: trees and grids of the CPU
+            here = None if guess is None else guess.cpu()
+            return self.residual(source.cpu(), target.cpu(), interval, here).to(source)
         flow = torch.zeros_like(source) if guess is None else guess.clone()
         if not len(target):
             return flow

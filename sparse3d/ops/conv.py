@@ -444,10 +444,16 @@ def _spconv_conv(
         exact = (features.float(), weight.float(), bias, table, groups, reverse, transposed)
         return _spconv_conv(*exact).bfloat16()
     weight = _transpose(weight, groups) if transposed else weight
-    if features.dtype == torch.float64 or not spconv_adapter.pairs_of(table)[0].shape[2]:
-        return reference.sparse_conv(features, weight, bias, table, groups)
     result = spconv_adapter.convolve(features, weight, table, groups)
+    if result is None:
+        return reference.sparse_conv(features, weight, bias, table, groups)
     return result if bias is None else result + bias
+
+
+def _paired_weight_grad(
+    features: Tensor, grad: Tensor, table: Tensor, groups: int, reverse: Tensor | None = None
+) -> Tensor:
+    return spconv_adapter.weight_grad(features, grad, table, groups)
 
 
 SPARSE_CONV = {
@@ -463,5 +469,5 @@ SPARSE_CONV_NORM = {
 WEIGHT_GRAD = {
     "reference": _reference_weight_grad,
     "native": _native_weight_grad,
-    "cuda": _reference_weight_grad,
+    "cuda": _paired_weight_grad,
 }

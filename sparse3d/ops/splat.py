@@ -281,7 +281,17 @@ def _list_tiles(call: SimpleNamespace, meta: dict, images: int) -> None:
 def _gsplat(call: SimpleNamespace) -> tuple[Tensor, Tensor, dict]:
     import gsplat
 
-    return gsplat.rasterization(**vars(call))
+    if call.backgrounds is None or not call.packed:
+        return gsplat.rasterization(**vars(call))
+    # gsplat 1.5.3 refuses backgrounds of packed Gaussians, which change the colours only
+    arguments = vars(call) | {"backgrounds": None}
+    picture, alphas, meta = gsplat.rasterization(**arguments)
+    behind = call.backgrounds[..., None, None, :]
+    if call.render_mode.startswith("RGB+"):
+        behind = F.pad(behind, (0, 1))
+    elif call.render_mode != "RGB":
+        behind = torch.zeros_like(behind)
+    return picture + (1 - alphas) * behind, alphas, meta
 
 
 RASTERIZATION = {"reference": _render, "native": _render, "cuda": _gsplat}

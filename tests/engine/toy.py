@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.utils.data import Dataset
 
+from sparse3d.models.preprocessor import BatchPreprocessor
 from sparse3d.registry import DATASETS, METRICS, MODELS
 from sparse3d.structures import Boxes, Detections, Sample
 
@@ -17,7 +18,7 @@ class ToyModel(BaseModel):
     """Fits the mean of the points; draws noise, so that generator states matter."""
 
     def __init__(self, poison: str | None = None, pause: float = 0.0):
-        super().__init__()
+        super().__init__(data_preprocessor=BatchPreprocessor())
         self.layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
         self.poison = poison
         self.pause = pause

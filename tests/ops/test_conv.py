@@ -11,7 +11,8 @@ from sparse3d.ops import backend, conv, native
 from sparse3d.ops.conv import sparse_conv, sparse_conv_norm
 from sparse3d.ops.kernel_map import generative_map, strided_map, submanifold_map
 from sparse3d.ops.pairs import LEVELS
-from sparse3d.ops.spconv_adapter import pair_rows
+from sparse3d.ops.spconv_adapter import offset_masks, pair_rows
+from tests.gpu import needs_gpu
 from tests.voxel_cases import IMPLEMENTATIONS, at_cells, dense_weight, random_coords, to_dense
 
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -357,6 +358,44 @@ def test_the_spconv_entry_agrees_with_the_definition_and_runs_spconv(groups, up,
     )
     assert_close(outcome(found, leaves, groups, "cuda", up), definition)
     assert len(calls) == 2 * groups, "forward and the gradient by the features"
+
+
+@needs_gpu
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("channels, outputs, groups", WIDTHS)
+def test_a_gpu_gives_what_the_cpu_gives(channels, outputs, groups, up):
+    found = strided_map(random_coords(), 3, 2, 1, shape=SHAPE)
+    leaves = problem(found, channels, outputs, groups)
+    if up:
+        leaves[0] = torch.randn(found.table.shape[1], channels).requires_grad_()
+    expected = outcome(found, leaves, groups, "reference", up)
+    theirs = strided_map(random_coords().cuda(), 3, 2, 1, shape=SHAPE)
+    assert torch.equal(theirs.table.cpu(), found.table)
+    assert torch.equal(theirs.out_coords.cpu(), found.out_coords)
+    leaves = [leaf.detach().cuda().requires_grad_() for leaf in leaves]
+    ours = outcome(theirs, leaves, groups, "cuda", up)
+    assert_close([x.cpu() for x in ours], expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("coords", [[[0, 1, 2, 3]], [[0, 0, 0, 0], [0, 50, 50, 50]], []])
+def test_a_gpu_convolves_few_voxels_and_none(coords, kernel):
+    coords = torch.tensor(coords, dtype=torch.int32).view(-1, 4)
+    found = submanifold_map(coords, kernel)
+    expected = outcome(found, problem(found, 4, 8), 1, "reference")
+    theirs = submanifold_map(coords.cuda(), kernel)
+    leaves = [leaf.detach().cuda().requires_grad_() for leaf in problem(found, 4, 8)]
+    assert_close([x.cpu() for x in outcome(theirs, leaves, 1, "cuda")], expected)
+
+
+def test_masks_for_spconv_name_the_offsets_of_each_row():
+    table = strided_map(random_coords(), (4, 4, 2), 2, 1, shape=SHAPE).table  # all 32 bits
+    masks, order = offset_masks(table)
+    assert masks.dtype == order.dtype == torch.int32
+    bits = (masks >> torch.arange(32)) & 1
+    assert torch.equal(bits.T.bool(), table[:, order.long()] >= 0)
+    assert (masks[1:] >= masks[:-1]).all() and len(order.unique()) == table.shape[1]
 
 
 @pytest.mark.skipif(not HAS_SPCONV, reason="spconv is not installed")

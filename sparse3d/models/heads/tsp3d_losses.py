@@ -56,7 +56,8 @@ def assign(points: Tensor, centers: Tensor, nearest: int) -> Tensor:
     """
     if not len(points) or not len(centers):
         return torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-    distance = (points[:, None] - centers[None]).norm(dim=2)
+    # squares of float64: what is equally far is so on every device
+    distance = (points.double()[:, None] - centers.double()[None]).square().sum(2)
     limit = distance.topk(min(nearest + 1, len(points)), 0, largest=False).values[-1]
     distance = torch.where(distance < limit, distance, torch.inf)
     least, box = distance.min(1)

@@ -16,6 +16,8 @@ from sparse3d.ops.keys import KeySpace, find_sorted
 
 _INT32 = torch.iinfo(torch.int32)
 Axes = tuple[int, ...]
+ROWS_AT_ONCE = 1 << 22
+"""Cells that one step looks at: what bounds its memory."""
 
 
 def kernel_offsets(kernel_size: Axes) -> list[Axes]:
@@ -24,32 +26,42 @@ def kernel_offsets(kernel_size: Axes) -> list[Axes]:
     return [offset[::-1] for offset in itertools.product(*ranges)]
 
 
-def related_cells(
-    coarse: Tensor, offset: Axes, stride: Axes, padding: Axes, dilation: Axes
-) -> Tensor:
-    """Fine cells [M, 1+D] int64 that meet kernel ``offset`` at each row of ``coarse`` [M, 1+D]."""
-    shift = [d * k - p for d, k, p in zip(dilation, offset, padding)]
-    scale = coarse.new_tensor([1, *stride], dtype=torch.int64)
-    return coarse.long() * scale + coarse.new_tensor([0, *shift], dtype=torch.int64)
+def relative_cells(kernel_size: Axes, padding: Axes, dilation: Axes) -> list[Axes]:
+    """dilation * k - padding of all kernel offsets k."""
+    geometry = list(zip(dilation, padding))
+    return [
+        tuple(d * k - p for k, (d, p) in zip(offset, geometry))
+        for offset in kernel_offsets(kernel_size)
+    ]
 
 
 def offset_table(
     fine: Tensor, coarse: Tensor, kernel_size: Axes, stride: Axes, padding: Axes, dilation: Axes
 ) -> Tensor:
     """Table [K, M] int32: the row of ``fine`` [N, 1+D] per offset and ``coarse`` row, or -1."""
-    geometry = (stride, padding, dilation)
-    offsets = kernel_offsets(kernel_size)
-    wanted = [related_cells(coarse, offset, *geometry) for offset in offsets]
+    shifts = relative_cells(kernel_size, padding, dilation)
+    start = coarse.long() * coarse.new_tensor([1, *stride], dtype=torch.int64)
     # the first and the last offset are opposite corners of all the cells that can be asked for
-    space = KeySpace.around(fine.long(), wanted[0], wanted[-1])
-    keys = space.keys(fine)
-    for name, own, ascending in (
-        ("fine", fine, keys),
-        ("coarse", coarse, space.keys(wanted[0])),
-    ):
-        check_ascending(name, own, ascending)
-    rows = [find_sorted(keys, space.keys(cells)) for cells in wanted]
-    return torch.stack(rows).int()
+    first, last = (
+        start + start.new_tensor([0, *shift]) if len(start) else start
+        for shift in (shifts[0], shifts[-1])
+    )
+    space = KeySpace.around(fine.long(), first, last)
+    keys, wanted = space.keys(fine), space.keys(first)
+    check_ascending("fine", fine, keys)
+    check_ascending("coarse", coarse, wanted)
+    # inside the box a neighbour's key is a constant away
+    steps = torch.tensor([[a - b for a, b in zip(shift, shifts[0])] for shift in shifts])
+    steps = (steps * torch.tensor(space.strides[1:])).sum(1).to(keys.device)
+    parts = [
+        find_sorted(keys, wanted + some[:, None]).int() for some in _few(steps, len(wanted))
+    ]
+    return torch.cat(parts)
+
+
+def _few(values: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """``values`` in parts; a part times ``rows`` is a tensor of moderate size."""
+    return values.split(max(ROWS_AT_ONCE // max(rows, 1), 1))
 
 
 def check_ascending(name: str, coords: Tensor, keys: Tensor) -> None:
@@ -76,13 +88,14 @@ def reached_cells(
     shape: Axes | None,
 ) -> Tensor:
     """Coarse cells [M, 1+D] int32, ascending, that some fine cell reaches, inside ``shape``."""
-    scale = fine.new_tensor([1, *stride], dtype=torch.int64)
+    shifts = [[0, *(-x for x in shift)] for shift in relative_cells(kernel_size, padding, dilation)]
+    shifts = fine.new_tensor(shifts, dtype=torch.int64)
+    scale = shifts.new_tensor([1, *stride])
     found = []
-    for offset in kernel_offsets(kernel_size):
-        shift = [0, *(p - d * k for p, d, k in zip(padding, dilation, offset))]
-        cells = fine.long() + fine.new_tensor(shift, dtype=torch.int64)
-        whole = (cells % scale == 0).all(1)
-        found.append(torch.div(cells[whole], scale, rounding_mode="floor"))
+    for some in _few(shifts, len(fine)):
+        cells = (fine.long() + some[:, None]).flatten(0, 1)
+        cells = cells[(cells % scale == 0).all(1)]
+        found.append(torch.div(cells, scale, rounding_mode="floor"))
     return _distinct(torch.cat(found), shape)
 
 
@@ -95,9 +108,10 @@ def spread_cells(
     shape: Axes | None,
 ) -> Tensor:
     """Fine cells [M, 1+D] int32, ascending, that some coarse cell reaches, inside ``shape``."""
-    offsets = kernel_offsets(kernel_size)
-    found = [related_cells(coarse, offset, stride, padding, dilation) for offset in offsets]
-    return _distinct(torch.cat(found), shape)
+    shifts = [[0, *shift] for shift in relative_cells(kernel_size, padding, dilation)]
+    start = coarse.long() * coarse.new_tensor([1, *stride], dtype=torch.int64)
+    found = (start + start.new_tensor(shifts)[:, None]).flatten(0, 1)
+    return _distinct(found, shape)
 
 
 def reverse_table(table: Tensor, rows: int) -> Tensor:
