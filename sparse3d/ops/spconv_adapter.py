@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-
 MASK_BITS = 32
 """Offsets that spconv's fused kernels can tell apart."""
 GATHERED = 2**26
