@@ -20,7 +20,7 @@ def start(launcher: str) -> None:
 
     Raises:
         ValueError: an unknown launcher, or it is 'pytorch' but this process was not started by
-            torchrun.
+            torchrun, or there are fewer GPUs than processes.
     """
     if launcher not in LAUNCHERS:
         raise ValueError(f"launcher is {launcher!r}; it must be one of {LAUNCHERS}")
@@ -34,6 +34,12 @@ def start(launcher: str) -> None:
         )
     os.environ.setdefault("MKL_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     if torch.cuda.is_available():
+        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        if processes > gpus:
+            raise ValueError(
+                f"{processes} processes were started here, and there are {gpus} GPUs: start one "
+                f"for each (--nproc_per_node={gpus}), or set CUDA_VISIBLE_DEVICES= to use the CPU"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Of 1x1 convolutions; costs a copy of a small tensor.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")

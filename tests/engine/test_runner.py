@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparse3d.engine import distributed
 from sparse3d.engine.hooks import latest_checkpoint
 from sparse3d.engine.optim import NotFiniteError
 from sparse3d.engine.progress import read_log
@@ -184,9 +185,20 @@ def two_processes(work_dir, *more) -> str:
     """Output of tools/train.py in two processes, which must end well."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += ["tools/train.py", CONFIG, "--work-dir", str(work_dir), "--launcher", "pytorch"]
-    done = subprocess.run([*command, *more], timeout=600, check=False, **surroundings())
+    around = surroundings()
+    around["env"]["CUDA_VISIBLE_DEVICES"] = ""  # there may be fewer GPUs than processes
+    done = subprocess.run([*command, *more], timeout=600, check=False, **around)
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes .* 1 GPUs"):
+        distributed.start("pytorch")
 
 
 def test_a_run_can_be_prolonged(tmp_path):
