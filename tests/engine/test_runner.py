@@ -197,7 +197,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes .* 1 GPUs"):
+    with pytest.raises(ValueError, match=r"2 processes .* 1 GPUs"):
         distributed.start("pytorch")
 
 

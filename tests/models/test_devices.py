@@ -10,6 +10,7 @@ from mmengine.config import Config
 from sparse3d.models.delta_flow import DeltaFlow
 from sparse3d.models.detector import VoxelDetector
 from sparse3d.models.scene_flow import FLOT, SCTN
+from sparse3d.ops import backend
 from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, Boxes, Sample, SweepPair
 from tests.gpu import needs_gpu
@@ -127,10 +128,12 @@ def test_a_step_moves_every_parameter(path):
 
 @needs_gpu
 @pytest.mark.parametrize("path", CONFIGS, ids=named)
-def test_a_gpu_gives_what_the_cpu_gives(path):
+def test_a_gpu_gives_what_the_cpu_gives(path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # 10 bits instead of 23
     model, batch = build(path)
-    losses, grads = learnt(model, batch)
-    found = answers(model, batch)
+    with backend.forced("reference"):  # where native sums differ, a tie may fall the other way
+        losses, grads = learnt(model, batch)
+        found = answers(model, batch)
     model, batch = model.cuda(), batch.to("cuda")
     theirs, their_grads = learnt(model, batch)
     for name, value in losses.items():
