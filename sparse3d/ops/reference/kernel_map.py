@@ -53,9 +53,7 @@ def offset_table(
     # inside the box a neighbour's key is a constant away
     steps = torch.tensor([[a - b for a, b in zip(shift, shifts[0])] for shift in shifts])
     steps = (steps * torch.tensor(space.strides[1:])).sum(1).to(keys.device)
-    parts = [
-        find_sorted(keys, wanted + some[:, None]).int() for some in _few(steps, len(wanted))
-    ]
+    parts = [find_sorted(keys, wanted + some[:, None]).int() for some in _few(steps, len(wanted))]
     return torch.cat(parts)
 
 
