@@ -151,9 +151,9 @@ class DeltaFlow(BaseModel):
         delta = self.differences(features, points.frame, index, len(coords))
         samples = len(points.source_rows)
         fused = self.backbone(SparseVoxels(delta, coords, self.grid, samples))
-        source = points.frame == 1
-        around = segment_expand(fused.features, index[source])
-        return self.head(torch.cat([around, features[source]], 1))
+        source = (points.frame == 1).nonzero()[:, 0]
+        around = segment_expand(fused.features, index.index_select(0, source))
+        return self.head(torch.cat([around, features.index_select(0, source)], 1))
 
     def describe(self, points: _Points, coords: Tensor, index: Tensor) -> Tensor:
         """[P, channels] features of points: from their sweep's mean in the voxel and its centre."""
@@ -257,7 +257,9 @@ def complete(pair: SweepPair) -> SweepPair:
 
 def _mean_of(features: Tensor, index: Tensor, chosen: Tensor, voxels: int) -> Tensor:
     """[N, C] mean of the ``chosen`` rows of each voxel."""
-    return segment_reduce(features[chosen], index[chosen], voxels, "mean")
+    rows = chosen.nonzero()[:, 0]
+    own = features.index_select(0, rows), index.index_select(0, rows)
+    return segment_reduce(*own, voxels, "mean")
 
 
 def _reversed(points: _Points) -> _Points:

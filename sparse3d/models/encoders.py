@@ -83,7 +83,7 @@ class DynamicEncoder(nn.Module):
         """
         coords, index = self._cells(points, batch_index)
         order = canonical_order(points, index, coords.shape[0])
-        points, index = points[order], index[order]
+        points, index = points.index_select(0, order), index.index_select(0, order)
         voxels = SparseVoxels(
             points.new_zeros(coords.shape[0], 0),
             coords,

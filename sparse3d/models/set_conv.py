@@ -25,7 +25,9 @@ class NeighborGraph:
     def of(cls, points: Tensor, k: int) -> "NeighborGraph":
         """The graph of ``points`` [P, 3]; of all of them where there are fewer than k."""
         index, _ = knn(points, points, max(min(k, len(points)), 1))
-        offsets = points[index.reshape(-1)] - points.repeat_interleave(index.shape[1], 0)
+        offsets = points.index_select(0, index.reshape(-1)) - points.repeat_interleave(
+            index.shape[1], 0
+        )
         return cls(index, offsets)
 
 

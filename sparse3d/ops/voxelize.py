@@ -223,7 +223,7 @@ def _native_voxelize(points, batch_index, voxel_size, origin, shape):
     low, strides = torch.tensor(low), torch.tensor(space.strides)
     native.call("s3d_cell_keys", cells, number, columns, low, strides, keys, native.threads())
     _, first, inverse = _native_sorted(keys)
-    return cells[first], inverse
+    return cells.index_select(0, first), inverse
 
 
 def _native_unique(keys):

@@ -43,6 +43,7 @@ def test_sparse_conv_writes_every_column_for_every_pass(tmp_path, capsys):
         assert row["pass"] == "build" or "BackBone" in row["workload"] or row["gflops"] > 0
     shown = capsys.readouterr().out
     assert "exponent of ms over voxels, build" in shown and "native / roofline" in shown
+    assert "memory of a forward" in shown
 
 
 def test_operators_are_timed_in_both_implementations(tmp_path):

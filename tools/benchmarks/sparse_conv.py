@@ -22,7 +22,7 @@ from sparse3d.structures import SparseVoxels
 from tools.benchmarks import common, spconv_peer
 from tools.benchmarks.common import Case, under
 from tools.benchmarks.scenes import scene_voxels, tiled_room
-from tools.benchmarks.sparse_conv_summary import summary
+from tools.benchmarks.sparse_conv_summary import FRESH, summary
 
 __all__ = ["add_arguments", "run", "summary"]
 
@@ -41,7 +41,7 @@ COLUMNS = (
 )
 ORDERS = ("sorted", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PARTS = ("build", "layers", "backbone", "scaling")
+PARTS = ("build", "layers", "memory", "backbone", "scaling")
 WIDTHS = {"lidar": (16, 32, 64, 128), "indoor": (32, 64, 96)}
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)
 
@@ -77,6 +77,8 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
         for part, cases in (("build", _build_cases), ("layers", _layer_cases)):
             for topology in topologies if part in args.parts else ():
                 yield from cases(topology, args)
+        if "memory" in args.parts:
+            yield from _memory_cases(topologies[0], args)
         if "backbone" in args.parts and scene == "lidar":
             for topology in topologies:
                 yield _backbone_case(topology, args)
@@ -277,6 +279,27 @@ def _both(function: Callable, leaves: list[Tensor], cotangent: Tensor) -> tuple[
 def _times(number: int, call: Callable) -> None:
     for _ in range(number):
         call()
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def _memory_cases(topology: Topology, args: argparse.Namespace) -> Iterator[Case]:
+    """A forward with a map that nothing is known of yet, made in the call: what it takes in all."""
+    table = submanifold_map(topology.voxels.coords, 3).table
+    generator = torch.Generator().manual_seed(0)
+    for width in args.channels or WIDTHS[topology.scene]:
+        features = torch.randn(len(topology.voxels), width, generator=generator)
+        weight = torch.randn(27, width, width, generator=generator)
+
+        def forward(features=features, weight=weight):
+            return conv.sparse_conv(features, weight, table.clone(), None)
+
+        row = {"workload": f"{topology.scene} {FRESH}", "voxels": len(features)}
+        row |= {"in_channels": width, "out_channels": width, "dtype": "float32"}
+        calls = {name: under(name, forward) for name in _names(args)}
+        gflop = 2e-9 * int((table >= 0).sum()) * width**2
+        yield Case({**row, "pass": "forward", "order": topology.order}, calls, gflop)
 
 
 # ---------------------------------------------------------------------- a whole network

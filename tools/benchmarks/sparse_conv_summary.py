@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 
 from tools.benchmarks.common import geometric_mean, ratios
 
+FRESH = "submanifold with a copied map"
+"""Workload whose calls hold a map of 27 offsets of their own."""
 _SAME = ("workload", "voxels", "in_channels", "out_channels", "dtype", "pass", "order")
 
 
@@ -96,6 +98,7 @@ def _others(rows: list[dict]) -> list[str]:
         ">= 2",
     )
     lines += _line("native random / sorted rows", _over_sorted(rows), max, "<= 1.1")
+    lines += _line("memory of a forward / (features + map)", _memory(rows), max, "<= 2")
     for what in ("build", "forward", "forward_backward"):
         for column in ("ms", "peak_mb"):
             exponent = _exponent(rows, what, column)
@@ -103,6 +106,18 @@ def _others(rows: list[dict]) -> list[str]:
                 name = f"exponent of {column} over voxels, {what}"
                 lines.append(f"  {name:44} {exponent:7.3f}" + " " * 17 + "wanted <= 1.05")
     return lines
+
+
+def _memory(rows: list[dict]) -> list[float]:
+    """All that our forward holds at its peak, over features in and out and the map."""
+    found = []
+    for row in rows:
+        if row["workload"].endswith(FRESH) and row["implementation"] == "native" and row["peak_mb"]:
+            channel = 4 * row["voxels"] / 2**20
+            features = channel * row["in_channels"]
+            held = features + row["peak_mb"]
+            found.append(held / (features + channel * (row["out_channels"] + 27)))
+    return found
 
 
 def _over_half(rows: list[dict], over: str, test: dict) -> list[float]:
