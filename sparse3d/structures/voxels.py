@@ -376,7 +376,7 @@ class SparseVoxels:
                 "an unbounded grid has no dense array: give the grid a shape (VoxelGrid.from_range)"
             )
         out = self.features.new_zeros(self.batch_size, *self.shape[::-1], self.channels)
-        out = out.index_put(
+        out.index_put_(
             tuple(self.coords[:, i].long() for i in (0, *range(self.dims, 0, -1))), self.features
         )
         return out.movedim(-1, 1)

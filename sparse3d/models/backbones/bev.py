@@ -19,7 +19,22 @@ def to_bev(voxels: SparseVoxels) -> Tensor:
     Raises:
         ValueError: the voxels' grid is unbounded.
     """
-    return voxels.dense().flatten(1, -3)
+    dense = voxels.dense()  # a view of [B, Z, Y, X, C]
+    if dense.dim() == 4:
+        return dense
+    last = dense.permute(0, 3, 4, 1, 2).flatten(3)  # [B, Y, X, C * Z]: one copy, channels last
+    return last.permute(0, 3, 1, 2)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """``x`` with its channels last, said in strides that torch believes.
+
+    Of a batch of one map any first stride is legal, but by one that does not span the map torch
+    takes it for channels first, and every convolution of ``x`` begins with a copy.
+    """
+    batch, channels, height, width = x.shape
+    flat = x.permute(0, 2, 3, 1).reshape(-1)
+    return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @MODELS.register_module()
@@ -67,14 +82,11 @@ class BEVBackbone(nn.Module):
         )
         self.deblocks = nn.ModuleList(map(_upsampling, channels, up_channels, up_strides))
 
-    def _layout(self) -> torch.memory_format:
-        # Channels last is twice as fast on a CPU, but its float32 batch statistics are less exact.
-        exact = self.training and not torch.is_autocast_enabled("cpu")
-        return torch.contiguous_format if exact else torch.channels_last
-
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, Y, X] to [B, out_channels, Y / out_stride, X / out_stride]."""
-        x = x.contiguous(memory_format=self._layout())
+        # Channels last is twice as fast on a CPU, but its float32 batch statistics are less exact.
+        exact = self.training and not torch.is_autocast_enabled("cpu")
+        x = x.contiguous() if exact else _channels_last(x)
         levels = []
         for block, deblock in zip(self.blocks, self.deblocks):
             x = block(x)

@@ -30,6 +30,16 @@ def test_a_flat_map_stays_as_it_is():
     assert bev[0, :, 2, 1].tolist() == [5, 6]
 
 
+@pytest.mark.parametrize("strides", [(96, 1, 96, 6), (1, 1, 96, 6), (768, 128, 16, 1)])
+def test_a_single_map_reaches_convolutions_with_strides_that_span_it(strides):
+    seen = []
+    model = BEVBackbone(6, (1,), (1,), (8,), (1,), (4,), residual=True).eval()
+    model.blocks[0][0].conv1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    x = torch.empty_strided((1, 6, 8, 16), strides).normal_()
+    model(x)
+    assert seen[0].stride() == (768, 1, 96, 6) and torch.equal(seen[0], x)
+
+
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(
     ("strides", "up_strides", "stride"),
