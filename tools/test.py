@@ -21,6 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="a file of configs/")
     parser.add_argument("checkpoint", help="weights, from tools/train.py or published")
     parser.add_argument("--work-dir", help="for logs (work_dirs/<config>)")
+    parser.add_argument("--amp", action="store_true", help="forward pass in bfloat16")
     parser.add_argument("--out", help="a json file for the metrics")
     parser.add_argument("--show-dir", help="a folder for a picture of every sample")
     parser.add_argument(
@@ -40,6 +41,7 @@ def test(args: argparse.Namespace) -> None:
     runner = build_runner(
         args.config,
         args.work_dir,
+        amp=args.amp,
         launcher=args.launcher,
         cfg_options=args.cfg_options,
         checkpoint=args.checkpoint,

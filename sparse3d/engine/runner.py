@@ -374,7 +374,7 @@ def build_runner(
         cfg: a config, or its file.
         work_dir: where checkpoints and logs go; the config's, or work_dirs/<its name>.
         resume: go on from the newest checkpoint in ``work_dir``.
-        amp: bfloat16 in the forward pass of training.
+        amp: bfloat16 in the forward pass of training and of testing, not of validation.
         launcher: 'none', or 'pytorch' under torchrun.
         cfg_options: single values to replace in the config.
         checkpoint: weights to load.
@@ -401,6 +401,9 @@ def build_runner(
         if amp:
             cfg.optim_wrapper.precision = "bfloat16"
     _complete_phases(cfg)
+    if amp and cfg.test_cfg is not None:
+        cfg.test_cfg = {**cfg.test_cfg, "fp16": True}  # mmengine's name; bfloat16 on a CPU
+        torch.set_autocast_dtype("cuda", torch.bfloat16)  # and what it takes on a GPU
     epochs = (cfg.get("train_cfg") or {"max_epochs": 1}).get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"train_cfg.max_epochs is {epochs!r}; it must be 1 or more")

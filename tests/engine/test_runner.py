@@ -155,6 +155,14 @@ def test_mixed_precision_on_cpu(tmp_path):
     runner = train(tmp_path, amp=True)
     assert runner.model.dtypes == {torch.bfloat16}
     assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
+    assert runner.model.predicted == torch.float32, "validation stays exact"
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_test_may_run_in_bfloat16(whole_run, tmp_path, amp):
+    runner = build_runner(CONFIG, tmp_path, amp=amp, checkpoint=whole_run / "final.pth")
+    assert runner.test()["samples"] == 7
+    assert runner.model.predicted == (torch.bfloat16 if amp else torch.float32)
 
 
 def test_only_the_newest_checkpoints_stay(whole_run, tmp_path):

@@ -28,6 +28,7 @@ class ToyModel(BaseModel):
         means = torch.stack([sample.points.mean(0) for sample in batch.samples])
         out = self.layers(means)
         if mode == "predict":
+            self.predicted = out.dtype
             return [
                 Detections(
                     Boxes(torch.cat([row, row.new_tensor([2.0, 1, 1, 0])])[None].float()),

@@ -15,12 +15,17 @@ from sparse3d.structures import Batch, Sample
 from tools.benchmarks.common import Case, measure_all, under
 from tools.benchmarks.scenes import lidar_scan
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which models, and how they run."""
     parser.add_argument("configs", nargs="+")
     parser.add_argument(
         "--implementations", nargs="+", choices=backend.NAMES, default=["native", "reference"]
+    )
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=["float32"], help="bfloat16: autocast"
     )
 
 
@@ -33,7 +38,8 @@ def run(args: argparse.Namespace) -> list[dict]:
 def summary(rows: list[dict]) -> list[str]:
     """Frames per second."""
     return [
-        f"{row['workload']:50} {row['implementation']:10} {row['frames_per_second']:8.2f} frames/s"
+        f"{row['workload']:50} {row['dtype']:9} {row['implementation']:10} "
+        f"{row['frames_per_second']:8.2f} frames/s"
         for row in rows
     ]
 
@@ -42,13 +48,16 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     """Prediction for one scan by models of configs, freshly initialised."""
     for path in args.configs:
         model, batch = model_and_scan(path, args.scale)
-        row = {
-            "workload": f"{Path(path).stem}, {len(batch.points)} points",
-            "dtype": "float32",
-            "pass": "predict",
-        }
-        call = partial(model.predict, batch)
-        yield Case(row, {name: under(name, call) for name in args.implementations})
+        row = {"workload": f"{Path(path).stem}, {len(batch.points)} points", "pass": "predict"}
+        for dtype in args.dtypes:
+            call = partial(_predict, model, batch, DTYPES[dtype])
+            calls = {name: under(name, call) for name in args.implementations}
+            yield Case({**row, "dtype": dtype}, calls)
+
+
+def _predict(model: VoxelDetector, batch: Batch, dtype: torch.dtype) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        model.predict(batch)
 
 
 def model_and_scan(path: str | Path, scale: float = 1.0) -> tuple[VoxelDetector, Batch]:
