@@ -18,11 +18,17 @@ MOST_ENTRIES = 2**31
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs [2, K, P] int32 (input rows, output rows; -1 past the end) and how many there are."""
+    """What a table pairs, offset by offset.
+
+    Attributes:
+        rows: [2, K, P] int32 input rows and output rows, -1 past the end.
+        counts: [K] int32 pairs of each offset.
+        known_counts: the same, where nobody waits for a GPU to tell them.
+    """
 
     rows: Tensor
-    counts: Tensor  # [K] int32
-    numbers: list[int]
+    counts: Tensor
+    known_counts: list[int]
 
 
 def convolve(features: Tensor, weight: Tensor, table: Tensor, groups: int) -> Tensor | None:
@@ -48,7 +54,7 @@ def convolve(features: Tensor, weight: Tensor, table: Tensor, groups: int) -> Te
         out = [functional.implicit_gemm(*part, *lists, rows, every, False, False) for part in parts]
     else:
         pairs = pairs_of(table)
-        if not any(pairs.numbers):
+        if not any(pairs.known_counts):
             return None
         given = (pairs.rows, pairs.counts, rows, ConvAlgo.Native)
         out = [functional.indice_conv(*part, *given) for part in parts]
@@ -59,7 +65,7 @@ def weight_grad(features: Tensor, grad: Tensor, table: Tensor, groups: int) -> T
     """[K, Cin / groups, Cout], as ``ops.conv`` defines it, from the pairs that are known."""
     pairs, (inputs, outputs) = pairs_of(table), (features.shape[1] // groups, grad.shape[1])
     result = grad.new_empty(len(table), inputs, outputs)
-    counts, width = pairs.numbers, outputs // groups
+    counts, width = pairs.known_counts, outputs // groups
     # many offsets are gathered at once: a GPU waits for every call
     most = GATHERED // (features.shape[1] + outputs)
     for first, last in _runs(counts, most):

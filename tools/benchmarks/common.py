@@ -17,6 +17,7 @@ import torch
 from sparse3d.ops import backend, native
 
 ENOUGH = 0.02  # seconds: a turn repeats shorter calls until they fill this
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -50,14 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the scenes' points (1)")
 
 
-def under(name: str, call: Callable) -> Callable:
-    """``call`` without gradients, by implementation ``name``."""
+def by(name: str, call: Callable) -> Callable:
+    """``call`` by implementation ``name``."""
 
     def run():
-        with backend.forced(name), torch.no_grad():
+        with backend.forced(name):
             return call()
 
     return run
+
+
+def under(name: str, call: Callable) -> Callable:
+    """``call`` without gradients, by implementation ``name``."""
+    return torch.no_grad()(by(name, call))
 
 
 # ---------------------------------------------------------------------- timing

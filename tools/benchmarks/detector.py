@@ -12,10 +12,8 @@ from sparse3d.models.detector import VoxelDetector
 from sparse3d.ops import backend
 from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, Sample
-from tools.benchmarks.common import Case, measure_all, under
+from tools.benchmarks.common import DTYPES, Case, measure_all, under
 from tools.benchmarks.scenes import lidar_scan
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,12 +16,12 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from sparse3d.ops import backend, conv
+from sparse3d.ops import conv
 from sparse3d.ops.kernel_map import strided_map, submanifold_map
 from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, Boxes, Sample
 from tools.benchmarks import common, splat
-from tools.benchmarks.common import Case
+from tools.benchmarks.common import Case, by
 from tools.benchmarks.detector import model_and_scan
 from tools.benchmarks.flow import street_pair
 from tools.benchmarks.ground import room
@@ -65,11 +65,10 @@ class OnGpu:
     """A call by implementation ``name`` that waits for the GPU."""
 
     def __init__(self, call: Callable, name: str = "cuda"):
-        self.call, self.name = call, name
+        self.call = by(name, call)
 
     def __call__(self) -> object:
-        with backend.forced(self.name):
-            result = self.call()
+        result = self.call()
         torch.cuda.synchronize()
         return result
 
@@ -81,14 +80,6 @@ class OnGpu:
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
 
-def _native(call: Callable) -> Callable:
-    def run():
-        with backend.forced("native"):
-            return call()
-
-    return run
-
-
 def _maps(args: argparse.Namespace) -> Iterator[Case]:
     for scene in ("lidar", "indoor"):
         voxels = scene_voxels(scene, args.scale)
@@ -98,7 +89,7 @@ def _maps(args: argparse.Namespace) -> Iterator[Case]:
         }
         for kind, build in builders.items():
             row = {"workload": f"{scene} {kind}, {len(voxels)} voxels", "pass": "map"}
-            calls = {"native": _native(partial(build, voxels.coords))}
+            calls = {"native": by("native", partial(build, voxels.coords))}
             calls["cuda"] = OnGpu(partial(build, voxels.coords.cuda()))
             yield Case(row, calls)
 
@@ -118,7 +109,7 @@ def _layers(args: argparse.Namespace) -> Iterator[Case]:
             ]
             theirs = [leaf.cuda() for leaf in leaves]
             for step, call, times in (("forward", _forward, 1), ("forward+backward", _both, 3)):
-                calls = {"native": _native(partial(call, leaves, *here))}
+                calls = {"native": by("native", partial(call, leaves, *here))}
                 for name, kind in (("cuda", "cuda"), ("definition", "reference")):
                     calls[name] = OnGpu(partial(call, theirs, *there), kind)
                 row = {"workload": f"{scene} submanifold {width}", "pass": step}
@@ -159,7 +150,7 @@ def _networks(args: argparse.Namespace) -> Iterator[Case]:
     """Prediction, from points to answers."""
     for name, model, batch in _models(args):
         there, moved = copy.deepcopy(model).cuda(), batch.to("cuda")
-        calls = {"native": _native(partial(model.predict, batch))}
+        calls = {"native": by("native", partial(model.predict, batch))}
         calls["cuda"] = OnGpu(partial(there.predict, moved))
         yield Case({"workload": name, "pass": "predict"}, calls)
 
@@ -176,7 +167,7 @@ def _training(args: argparse.Namespace) -> Iterator[Case]:
         batch = Batch([sample, replace(sample)])
         model = model.train()
         there, moved = copy.deepcopy(model).cuda(), batch.to("cuda")
-        calls = {"native": _native(partial(_step, model, batch))}
+        calls = {"native": by("native", partial(_step, model, batch))}
         calls["cuda"] = OnGpu(partial(_step, there, moved))
         row = {"workload": f"{name}, {len(batch.points)} points", "pass": "loss+gradient"}
         yield Case(row, calls)
@@ -198,7 +189,7 @@ def _splat(args: argparse.Namespace) -> Iterator[Case]:
         there = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in here.items()}
         theirs = splat.passes(there)
         for step, call in splat.passes(here).items():
-            calls = {"native": _native(call), "cuda": OnGpu(theirs[step])}
+            calls = {"native": by("native", call), "cuda": OnGpu(theirs[step])}
             yield Case({"workload": name, "pass": step}, calls)
 
 

@@ -20,7 +20,7 @@ from sparse3d.ops import backend, conv, native
 from sparse3d.ops.kernel_map import KernelMap, strided_map, submanifold_map
 from sparse3d.structures import SparseVoxels
 from tools.benchmarks import common, spconv_peer
-from tools.benchmarks.common import Case, under
+from tools.benchmarks.common import DTYPES, Case, under
 from tools.benchmarks.scenes import scene_voxels, tiled_room
 from tools.benchmarks.sparse_conv_summary import FRESH, summary
 
@@ -40,7 +40,6 @@ COLUMNS = (
     "peak_mb",
 )
 ORDERS = ("sorted", "random")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = ("build", "layers", "memory", "backbone", "scaling")
 WIDTHS = {"lidar": (16, 32, 64, 128), "indoor": (32, 64, 96)}
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)

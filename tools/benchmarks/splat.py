@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse3d.ops import backend
 from sparse3d.ops.neighbors import knn
 from sparse3d.ops.reference import splat as definition
 from sparse3d.ops.reference import splat_pixels as blending
@@ -27,7 +26,7 @@ from sparse3d.ops.splat import (
     rasterization,
     rasterize_to_pixels,
 )
-from tools.benchmarks.common import CLOCKS, Case, measure, show
+from tools.benchmarks.common import CLOCKS, Case, by, measure, show
 
 GAUSSIANS, SIZE, TILE = 100_000, (640, 480), 16
 FLOP_FORWARD, FLOP_BACKWARD = 35, 90  # per useful pair
@@ -178,22 +177,14 @@ def cases(name: str, scene: dict) -> Iterator[Case]:
     """Whole pictures, with colours and with harmonics, and the parts of the first."""
     size = {"gaussians": len(scene["means"]), "pixels": scene["width"] * scene["height"]}
     for step, call in passes(scene).items():
-        yield Case({"workload": name, "pass": step, **size}, {"native": _native(call)})
+        yield Case({"workload": name, "pass": step, **size}, {"native": by("native", call)})
     g = torch.Generator().manual_seed(1)
     harmonics = 0.3 * torch.randn(len(scene["means"]), 16, 3, generator=g)
     for step, call in passes({**scene, "colors": harmonics, "sh_degree": 3}).items():
         row = {"workload": f"{name}, SH 3", "pass": step, **size}
-        yield Case(row, {"native": _native(call)})
+        yield Case(row, {"native": by("native", call)})
     for step, call in parts(scene).items():
-        yield Case({"workload": name, "pass": step, **size}, {"native": _native(call)})
-
-
-def _native(call: Callable) -> Callable:
-    def run():
-        with backend.forced("native"):
-            return call()
-
-    return run
+        yield Case({"workload": name, "pass": step, **size}, {"native": by("native", call)})
 
 
 def passes(scene: dict) -> dict[str, Callable]:
@@ -263,14 +254,14 @@ def growth(count: int) -> Iterator[Case]:
         scene = random_scene(int(count * factor))
         row = {"workload": "more gaussians", "pass": "forward+backward"}
         row |= {"gaussians": int(count * factor), "pixels": SIZE[0] * SIZE[1]}
-        yield Case(row, {"native": _native(passes(scene)["forward+backward"])})
+        yield Case(row, {"native": by("native", passes(scene)["forward+backward"])})
     for factor in (0.5, 1, 2):
         scene = random_scene(count)
         scene["Ks"] = scene["Ks"] * torch.tensor([factor, factor, 1])[:, None]
         scene["width"], scene["height"] = (int(n * factor) for n in SIZE)
         row = {"workload": "more pixels", "pass": "forward+backward"}
         row |= {"gaussians": count, "pixels": scene["width"] * scene["height"]}
-        yield Case(row, {"native": _native(passes(scene)["forward+backward"])})
+        yield Case(row, {"native": by("native", passes(scene)["forward+backward"])})
 
 
 # ---------------------------------------------------------------------- the naive peer
