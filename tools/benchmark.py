@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from sparse3d.engine.command_line import plain_errors
 from tools.benchmarks import common
 
 FOLDER = Path(__file__).parent / "benchmarks"
@@ -62,4 +63,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()
