@@ -12,7 +12,7 @@
 
 // level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one);
 // 4, where s3d_conv_bf16_available tells of it: AVX512-BF16, on elements of two bfloat16 channels.
-const ConvKernels& conv_kernels(int64_t level) {
+static const ConvKernels& conv_kernels(int64_t level) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (level == 4) return conv_avx512_bf16;
@@ -21,6 +21,12 @@ const ConvKernels& conv_kernels(int64_t level) {
   if (level != 1 && avx2) return conv_avx2;
 #endif
   return conv_plain;
+}
+
+// The same for one convolution: on tiles from so many channels on, measured where they are faster.
+static const ConvKernels& conv_kernels(int64_t level, const ConvCall& q, int64_t narrowest) {
+  const bool tiles = level == 0 && q.groups == 1 && q.cin >= narrowest && q.cout >= narrowest;
+  return tiles && tiles_exist() ? conv_amx_float : conv_kernels(level);
 }
 
 // Counts the pairs of table [offsets, n_out] (the input row, negative where none) into
@@ -71,12 +77,6 @@ EXPORT int64_t s3d_conv_pairs_list(const int32_t* table, int64_t offsets, int64_
   return 0;
 }
 
-static void lay_out_weights(ConvCall& q, int64_t width) {
-  const bool lanes = groups_in_lanes(q, width);
-  q.w_group = lanes ? q.cin * q.cout : (q.cout + width - 1) / width * width * q.cin;
-  q.w_offset = q.w_group * q.groups;
-}
-
 // x [n_in, cin * groups], w [offsets, cin, cout * groups] (transposed: [offsets, cout, cin * groups]),
 // bias, scale, shift [cout * groups] and residual [n_out, cout * groups] or null -> y like residual,
 // (bias + sum) * scale + shift + residual, cut off at 0 with relu. cin and cout are those of one group.
@@ -86,10 +86,10 @@ EXPORT int64_t s3d_sparse_conv(const float* x, const float* w, int64_t transpose
                                int64_t block, int64_t mirror, int64_t n_out, int64_t offsets,
                                int64_t groups, int64_t cin, int64_t cout, float* y, int64_t level,
                                int64_t threads) {
-  const ConvKernels& kernel = conv_kernels(level);
   ConvCall q = {x,     nullptr, bias,    scale,  shift, residual, relu, nullptr, y, {starts, in, out, block, mirror},
                 n_out, offsets, groups, cin,   cout, 0,       0};
-  lay_out_weights(q, kernel.width);
+  const ConvKernels& kernel = conv_kernels(level, q, 64);
+  kernel.lay_out(q);
   const std::unique_ptr<float[], CacheLines> packed = cache_lines<float>(offsets * q.w_offset);
   q.w = packed.get();
 #pragma omp parallel num_threads(useful_threads(threads, q.blocks(), 1))
@@ -109,9 +109,9 @@ EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, cons
                                            int64_t mirror, int64_t n_out, int64_t offsets,
                                            int64_t groups, int64_t cin, int64_t cout, float* dw,
                                            int64_t level, int64_t threads) {
-  const ConvKernels& kernel = conv_kernels(level);
   const ConvCall q = {x,  nullptr, nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr,
                       {starts, in, out, block, mirror}, n_out, offsets, groups, cin, cout, 0, 0};
+  const ConvKernels& kernel = conv_kernels(level, q, 96);
   const int64_t size = cin * cout * groups, blocks = q.blocks();
   const int64_t ranges = gradient_ranges(n_out);
   memset(dw, 0, sizeof(float) * offsets * size);

@@ -54,7 +54,7 @@ static inline bool groups_in_lanes(const ConvCall& q, int64_t width) {
 }
 
 struct ConvKernels {
-  int64_t width;  // floats per vector; packed rows of weights are whole vectors
+  void (*lay_out)(ConvCall& call);  // sets the sizes of the packed weights
   // Writes the pairs (row_of[j], j) with row_of[j] >= 0, j < len, and up to 15 entries past them.
   int64_t (*list)(const int32_t* row_of, int64_t len, int32_t* in, uint16_t* out);
   // Lays out offset k of w, [offsets, cin, groups * cout] or, transposed, [offsets, cout, groups * cin]
@@ -72,5 +72,5 @@ static inline int64_t gradient_ranges(int64_t n_out) {
 }
 
 #define CONV_HIDDEN __attribute__((visibility("hidden")))
-CONV_HIDDEN extern const ConvKernels conv_plain, conv_avx2, conv_avx512, conv_avx512_bf16;
-CONV_HIDDEN const ConvKernels& conv_kernels(int64_t level);
+CONV_HIDDEN extern const ConvKernels conv_plain, conv_avx2, conv_avx512, conv_avx512_bf16, conv_amx_float;
+CONV_HIDDEN bool tiles_exist();  // AMX's, for this process

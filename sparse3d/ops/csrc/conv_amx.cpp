@@ -2,11 +2,8 @@
 #include "conv_bf16.h"
 
 #if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
 #include <immintrin.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #if defined(__clang__)
 #pragma clang attribute push( \
@@ -17,38 +14,9 @@
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16")
 #endif
 
+#include "conv_amx.h"
+
 namespace {
-
-constexpr int64_t TILE = 512;  // bfloat16 elements of a tile: 16 rows of 32
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
-// Whether the processor has AMX and AVX512-BF16 and Linux lends this process the tile registers.
-bool available() {
-  unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool amx = (d >> 24 & 1) && (d >> 22 & 1), words = b >> 30 & 1;
-  if (!amx || !words || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;
-  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
-  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-}
-
-// In static memory: compilers know of no more than eight bytes that the instruction reads.
-struct TileConfiguration {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-alignas(64) const TileConfiguration EIGHT_WHOLE_TILES = {
-    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-void begin() { _tile_loadconfig(&EIGHT_WHOLE_TILES); }
-
-void end() { _tile_release(); }
-
-inline __mmask32 lanes32(int64_t n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1; }
-inline __mmask16 lanes16(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
 
 // ------------------------------------------------------------------------- forward, gradient of x
 
@@ -201,32 +169,6 @@ inline void interleave(__m512i a, __m512i b, __m512i* low, __m512i* high) {
   *high = _mm512_permutex2var_epi16(a, _mm512_add_epi16(index, _mm512_set1_epi16(16)), b);
 }
 
-inline void transpose(const __m512i* r, uint16_t* to) {
-  __m512i s[16], t[16];
-  for (int i = 0; i < 16; i += 2) {
-    s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    t[i] = _mm512_unpacklo_epi64(s[i], s[i + 2]);
-    t[i + 1] = _mm512_unpackhi_epi64(s[i], s[i + 2]);
-    t[i + 2] = _mm512_unpacklo_epi64(s[i + 1], s[i + 3]);
-    t[i + 3] = _mm512_unpackhi_epi64(s[i + 1], s[i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {  // t[4 q + i] holds columns i, 4 + i, 8 + i, 12 + i of rows 4 q to 4 q + 3
-    s[i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0x88);
-    s[4 + i] = _mm512_shuffle_i32x4(t[i], t[4 + i], 0xdd);
-    s[8 + i] = _mm512_shuffle_i32x4(t[8 + i], t[12 + i], 0x88);
-    s[12 + i] = _mm512_shuffle_i32x4(t[8 + i], t[12 + i], 0xdd);
-  }
-  for (int i = 0; i < 4; i++) {
-    _mm512_store_si512(to + i * 32, _mm512_shuffle_i32x4(s[i], s[8 + i], 0x88));
-    _mm512_store_si512(to + (8 + i) * 32, _mm512_shuffle_i32x4(s[i], s[8 + i], 0xdd));
-    _mm512_store_si512(to + (4 + i) * 32, _mm512_shuffle_i32x4(s[4 + i], s[12 + i], 0x88));
-    _mm512_store_si512(to + (12 + i) * 32, _mm512_shuffle_i32x4(s[4 + i], s[12 + i], 0xdd));
-  }
-}
-
 // 32 channels from c on of 32 rows (`count` of which exist) as two tiles, `apart` elements from each
 // other: pairs of rows side by side, or (TURNED) channels by rows.
 template <bool TURNED, class Row>
@@ -309,8 +251,8 @@ void unpack(const Bf16Call& q, const float* sum, float* dw) {
 
 }  // namespace
 
-const AmxKernels conv_amx = {available, begin,   end,      packed_size, pack,
-                             forward,   sum_size, gradient, unpack};
+const AmxKernels conv_amx = {tiles_available, begin_tiles, end_tiles, packed_size, pack,
+                             forward,         sum_size,    gradient,  unpack};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -54,7 +54,7 @@ struct Vec {
 
 #include "conv_kernels.h"
 
-const ConvKernels conv_avx2 = {W, Vec::list, pack, forward, gradient};
+const ConvKernels conv_avx2 = {lay_out, Vec::list, pack, forward, gradient};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

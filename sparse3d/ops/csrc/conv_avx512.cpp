@@ -20,7 +20,7 @@ struct Vec : Avx512 {
 
 #include "conv_kernels.h"
 
-const ConvKernels conv_avx512 = {W, Vec::list, pack, forward, gradient};
+const ConvKernels conv_avx512 = {lay_out, Vec::list, pack, forward, gradient};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -21,7 +21,7 @@ struct Vec : Avx512 {
 
 #include "conv_kernels.h"
 
-const ConvKernels conv_avx512_bf16 = {W, Vec::list, pack, forward, gradient};
+const ConvKernels conv_avx512_bf16 = {lay_out, Vec::list, pack, forward, gradient};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

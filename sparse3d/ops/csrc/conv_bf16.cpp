@@ -7,10 +7,14 @@
 #include <algorithm>
 #include <vector>
 
+bool tiles_exist() {
+  static const bool found = conv_amx.available();
+  return found;
+}
+
 // What this processor has for bfloat16: 2 AMX, 1 AVX512-BF16, 0 neither.
 EXPORT int64_t s3d_conv_bf16_available() {
-  static const bool amx = conv_amx.available();
-  if (amx) return 2;
+  if (tiles_exist()) return 2;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512bf16") ? 1 : 0;

@@ -7,12 +7,17 @@
 #include <string.h>
 
 #include "conv.h"
+#include "conv_rows.h"
 
 namespace {
 
-constexpr int64_t W = Vec::WIDTH;
-
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+void lay_out(ConvCall& q) {
+  const bool lanes = groups_in_lanes(q, W);
+  q.w_group = lanes ? q.cin * q.cout : (q.cout + W - 1) / W * W * q.cin;
+  q.w_offset = q.w_group * q.groups;
+}
 
 inline Vec::Mask tail_mask(int64_t channels) {
   return Vec::mask((int)((channels - 1) % W) + 1);
@@ -128,30 +133,6 @@ void pairs_times_weight(const float* x, int64_t x_row, const float* w, int64_t c
     o[0] = y + out[r] * y_row;
     tile<NV, 1>(a, w, cin, o, last);
   }
-}
-
-void start_rows(const ConvCall& q, float* y, int64_t len) {
-  const int64_t width = q.groups * q.cout;
-  if (!q.bias) {
-    memset(y, 0, sizeof(float) * len * width);
-    return;
-  }
-  for (int64_t r = 0; r < len; r++) memcpy(y + r * width, q.bias, sizeof(float) * width);
-}
-
-// y * scale + shift + residual and the ReLU, while the rows are in the cache.
-void finish_rows(const ConvCall& q, float* y, int64_t len) {
-  const int64_t width = q.groups * q.cout;
-  if (!q.scale && !q.residual && !q.relu) return;
-  const float* residual = q.residual ? q.residual + (y - q.y) : nullptr;
-  for (int64_t r = 0; r < len; r++, y += width, residual += residual ? width : 0)
-    for (int64_t c = 0; c < width; c += W) {
-      const Vec::Mask m = Vec::mask((int)least(W, width - c));
-      Vec::Reg v = Vec::load(y + c, m);
-      if (q.scale) v = Vec::fma(v, Vec::load(q.scale + c, m), Vec::load(q.shift + c, m));
-      if (residual) v = Vec::fma(Vec::all(1), v, Vec::load(residual + c, m));
-      Vec::store(y + c, m, q.relu ? Vec::positive(v) : v);
-    }
 }
 
 // For output lane l of groups of G channels, input channel i of its group: lane l / G * G + i.

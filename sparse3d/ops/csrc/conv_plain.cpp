@@ -50,4 +50,4 @@ struct Vec {
 
 #include "conv_kernels.h"
 
-const ConvKernels conv_plain = {W, Vec::list, pack, forward, gradient};
+const ConvKernels conv_plain = {lay_out, Vec::list, pack, forward, gradient};
