@@ -9,7 +9,15 @@ from sparse3d.ops.kernel_map import strided_map, submanifold_map
 
 from .test_conv import outcome, problem, random_coords
 
-WIDTHS = [(64, 64), (64, 96), (72, 80), (96, 65), (130, 100), (128, 128)]  # tails of all kinds
+WIDTHS = [
+    (32, 64),
+    (64, 64),
+    (64, 96),
+    (72, 80),
+    (96, 65),
+    (130, 100),
+    (128, 128),
+]  # tails of all kinds
 NAMES = ("output", "features", "weight", "bias")
 
 pytestmark = pytest.mark.skipif(

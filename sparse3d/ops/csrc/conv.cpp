@@ -23,10 +23,11 @@ static const ConvKernels& conv_kernels(int64_t level) {
   return conv_plain;
 }
 
-// The same for one convolution: on tiles from so many channels on, measured where they are faster.
-static const ConvKernels& conv_kernels(int64_t level, const ConvCall& q, int64_t narrowest) {
-  const bool tiles = level == 0 && q.groups == 1 && q.cin >= narrowest && q.cout >= narrowest;
-  return tiles && tiles_exist() ? conv_amx_float : conv_kernels(level);
+// The same for one convolution: tiles, where they were measured to be faster.
+static const ConvKernels& conv_kernels(int64_t level, const ConvCall& q, bool gradient) {
+  const auto pays = [&](int64_t channels) { return gradient ? channels >= 96 : channels == 32 || channels >= 64; };
+  const bool tiles = level == 0 && q.groups == 1 && pays(q.cin) && pays(q.cout) && tiles_exist();
+  return tiles ? conv_amx_float : conv_kernels(level);
 }
 
 // Counts the pairs of table [offsets, n_out] (the input row, negative where none) into
@@ -88,7 +89,7 @@ EXPORT int64_t s3d_sparse_conv(const float* x, const float* w, int64_t transpose
                                int64_t threads) {
   ConvCall q = {x,     nullptr, bias,    scale,  shift, residual, relu, nullptr, y, {starts, in, out, block, mirror},
                 n_out, offsets, groups, cin,   cout, 0,       0};
-  const ConvKernels& kernel = conv_kernels(level, q, 64);
+  const ConvKernels& kernel = conv_kernels(level, q, false);
   kernel.lay_out(q);
   const std::unique_ptr<float[], CacheLines> packed = cache_lines<float>(offsets * q.w_offset);
   q.w = packed.get();
@@ -111,7 +112,7 @@ EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, cons
                                            int64_t level, int64_t threads) {
   const ConvCall q = {x,  nullptr, nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr,
                       {starts, in, out, block, mirror}, n_out, offsets, groups, cin, cout, 0, 0};
-  const ConvKernels& kernel = conv_kernels(level, q, 96);
+  const ConvKernels& kernel = conv_kernels(level, q, true);
   const int64_t size = cin * cout * groups, blocks = q.blocks();
   const int64_t ranges = gradient_ranges(n_out);
   memset(dw, 0, sizeof(float) * offsets * size);
@@ -123,12 +124,12 @@ EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, cons
   }
 #pragma omp parallel num_threads(useful_threads(threads, ranges, 1))
   {
-    std::vector<float> sum(offsets * size);
+    const auto sum = cache_lines<float>(offsets * size);
 #pragma omp for schedule(dynamic, 1) ordered
     for (int64_t s = 0; s < ranges; s++) {
-      memset(sum.data(), 0, sizeof(float) * offsets * size);
+      memset(sum.get(), 0, sizeof(float) * offsets * size);
       for (int64_t b = blocks * s / ranges; b < blocks * (s + 1) / ranges; b++)
-        for (int64_t k = 0; k < offsets; k++) kernel.gradient(q, b, k, sum.data() + k * size);
+        for (int64_t k = 0; k < offsets; k++) kernel.gradient(q, b, k, sum.get() + k * size);
 #pragma omp ordered
       for (int64_t i = 0; i < offsets * size; i++) dw[i] += sum[i];
     }
