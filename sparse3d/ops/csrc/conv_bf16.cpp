@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include <algorithm>
-#include <vector>
 
 bool tiles_exist() {
   static const bool found = conv_amx.available();
@@ -63,7 +62,8 @@ EXPORT int64_t s3d_sparse_conv_weight_grad_bf16(const uint16_t* x, const uint16_
   const Bf16Call q = {x, nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr, n_out, offsets, cin, cout, 0};
   const int64_t number = (n_out + block - 1) / block, size = conv_amx.sum_size(cin, cout);
   const int64_t ranges = gradient_ranges(n_out);
-  std::vector<float> total(offsets * size, 0.f);
+  const auto total = cache_lines<float>(offsets * size);  // tiles that straddle cache lines are slow
+  memset(total.get(), 0, sizeof(float) * offsets * size);
 #pragma omp parallel num_threads(useful_threads(threads, std::max(ranges, offsets), 1))
   {
     Scratch scratch;
@@ -72,15 +72,15 @@ EXPORT int64_t s3d_sparse_conv_weight_grad_bf16(const uint16_t* x, const uint16_
 #pragma omp for schedule(dynamic, 1)
       for (int64_t k = 0; k < offsets; k++)
         for (int64_t b = 0; b < number; b++)
-          conv_amx.gradient(q, pairs, b, k, total.data() + k * size, scratch);
+          conv_amx.gradient(q, pairs, b, k, total.get() + k * size, scratch);
     } else {
-      std::vector<float> sum(offsets * size);
+      const auto sum = cache_lines<float>(offsets * size);
 #pragma omp for schedule(dynamic, 1) ordered
       for (int64_t s = 0; s < ranges; s++) {
-        memset(sum.data(), 0, sizeof(float) * offsets * size);
+        memset(sum.get(), 0, sizeof(float) * offsets * size);
         for (int64_t b = number * s / ranges; b < number * (s + 1) / ranges; b++)
           for (int64_t k = 0; k < offsets; k++)
-            conv_amx.gradient(q, pairs, b, k, sum.data() + k * size, scratch);
+            conv_amx.gradient(q, pairs, b, k, sum.get() + k * size, scratch);
 #pragma omp ordered
         for (int64_t i = 0; i < offsets * size; i++) total[i] += sum[i];
       }
@@ -88,7 +88,7 @@ EXPORT int64_t s3d_sparse_conv_weight_grad_bf16(const uint16_t* x, const uint16_
     conv_amx.end();
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < offsets; k++)
-      conv_amx.unpack(q, total.data() + k * size, dw + k * cin * cout);
+      conv_amx.unpack(q, total.get() + k * size, dw + k * cin * cout);
   }
   return 0;
 }
