@@ -13,6 +13,7 @@ from sparse3d.ops.kernel_map import generative_map, strided_map, submanifold_map
 from sparse3d.ops.pairs import LEVELS
 from sparse3d.ops.spconv_adapter import offset_masks, pair_rows
 from tests.gpu import needs_gpu
+from tests.threads import for_threads
 from tests.voxel_cases import IMPLEMENTATIONS, at_cells, dense_weight, random_coords, to_dense
 
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -248,13 +249,7 @@ def test_bfloat16_gives_equal_bits_for_any_number_of_threads():
     coords = random_coords((30, 40, 20), batch=1, share=0.8)  # several ranges of the gradient's sum
     found = submanifold_map(coords, 3)
     leaves = [leaf.detach().bfloat16().requires_grad_() for leaf in problem(found, 40, 24)]
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(outcome(submanifold_map(coords, 3), leaves))
-    finally:
-        torch.set_num_threads(before)
+    results = for_threads(lambda: outcome(submanifold_map(coords, 3), leaves))
     for result in results[1:]:
         assert all(map(torch.equal, results[0], result))
 

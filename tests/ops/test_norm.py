@@ -4,6 +4,7 @@ from torch.nn import functional as F
 
 from sparse3d.ops import backend
 from sparse3d.ops.norm import batch_norm
+from tests.threads import for_threads
 from tests.voxel_cases import IMPLEMENTATIONS
 
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -62,13 +63,8 @@ def test_gradients_are_those_of_finite_differences(relu, implementation):
 @either
 @pytest.mark.parametrize("channels", [1, 7, 64])
 def test_threads_give_equal_bits(channels, relu):
-    values, before, results = leaves(20000, channels), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(outcome(values, relu))
-    finally:
-        torch.set_num_threads(before)
+    values = leaves(20000, channels)
+    results = for_threads(lambda: outcome(values, relu))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from sparse3d.ops import backend
 from sparse3d.ops.kernel_map import strided_map, submanifold_map
 from sparse3d.ops.pool import REDUCTIONS, global_pool, sparse_pool
+from tests.threads import for_threads
 from tests.voxel_cases import IMPLEMENTATIONS, at_cells, random_coords, to_dense
 
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -106,13 +107,8 @@ def test_native_gives_the_bits_of_the_definition(batch, channels, reduce, size, 
 def test_threads_give_equal_bits(reduce):
     coords = random_coords((30, 30, 20), batch=1, share=0.3)
     found = strided_map(coords, 3, 2, 1)
-    features, before, results = torch.randn(len(coords), 9), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(pooled(found, features, reduce))
-    finally:
-        torch.set_num_threads(before)
+    features = torch.randn(len(coords), 9)
+    results = for_threads(lambda: pooled(found, features, reduce), (1, 2))
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 

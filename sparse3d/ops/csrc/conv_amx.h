@@ -1,10 +1,20 @@
-// What kernels on AMX tiles share. Only for files that have set their instruction set.
+// What kernels on AMX tiles share. What follows this header is compiled for them: other headers come first,
+// and a file ends with `pragma clang attribute pop`.
 #pragma once
 #include <cpuid.h>
 #include <immintrin.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#if defined(__clang__)
+#pragma clang attribute push( \
+    __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16"))), apply_to = function)
+#else
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in gcc's own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16")
+#endif
 
 namespace {
 

@@ -7,15 +7,6 @@
 
 #include <vector>
 
-#if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16"))), apply_to = function)
-#else
-#pragma GCC diagnostic ignored "-Wuninitialized"  // in gcc's own intrinsics
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16")
-#endif
-
 #include "conv_amx_gradient.h"
 #include "conv_avx512_vec.h"
 
@@ -111,13 +102,6 @@ inline void add_eight(const float* corner, const uint16_t* row, int64_t width, f
   }
 }
 
-inline void fetch(const ConvCall& q, const Batch& batch, int64_t begin, int64_t end, int64_t c) {
-  for (int64_t j = begin; j < least(end, batch.count); j++) {
-    __builtin_prefetch(q.x + batch.in[j] * q.cin + c);
-    __builtin_prefetch(q.x + batch.in[j] * q.cin + c + 16);
-  }
-}
-
 // The rows of a batch are cut into squares, of 32 channels each, one square before they are multiplied: tiles are
 // not loaded from what has just been stored. A ring holds those of a batch and one more. Sums are added
 // to their rows while the next are multiplied.
@@ -161,10 +145,7 @@ inline void multiply_rows(Pipeline& line, const Batch& batch, const Batch& next,
           gather_eight(x, q.cin, rows + begin, made + begin * 32);
         else
           gather(q, source, begin, end, channel, made);
-        if (then && eight)
-          fetch_eight(x_later, q.cin, rows_later + begin);
-        else
-          fetch(q, later, begin, end, c * 32);
+        if (then && eight) fetch_eight(x_later, q.cin, rows_later + begin);
       }
       if (!last) return;
       if (full && eight)
