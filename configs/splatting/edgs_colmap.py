@@ -9,8 +9,7 @@ model = dict(
     type="SplattingModel",
     start=dict(
         type="DenseStart",
-        matcher=dict(type="FlowMatcher"),
-        neighbours=3,
+        depth=dict(type="SweptDepth"),
         matches=15000,
     ),
     strategy=dict(type="Pruning"),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sparse3d.models.dense_start.consistency import contradicted
 from sparse3d.models.dense_start.discs import flattened
-from sparse3d.models.dense_start.fill import continue_planes, fill_holes
+from sparse3d.models.dense_start.fill import continue_planes, fill_behind, fill_holes
 from sparse3d.models.dense_start.matchers import FlowMatcher, RomaMatcher
 from sparse3d.models.dense_start.merge import merge_near, merge_to
 from sparse3d.models.dense_start.photographs import (
@@ -16,6 +16,7 @@ from sparse3d.models.dense_start.photographs import (
     fundamental,
 )
 from sparse3d.models.dense_start.start import DenseStart, PointStart, sample_evenly
+from sparse3d.models.dense_start.swept import SweptDepth, depth_range
 from sparse3d.models.dense_start.triangulation import lift, triangulate
 from sparse3d.ops import backend
 from sparse3d.ops.reference.splat import rotation_matrix
@@ -23,7 +24,8 @@ from sparse3d.structures import Camera, Gaussians, Sample, SparsePoints
 from tests.photographs import SIZE, K, cast, look_at, poses, some_points
 
 implementations = pytest.mark.parametrize("implementation", ["reference", "native"])
-START = {"matches": 800, "min_angle": 1.0}
+START = {"matches": 800}
+depths = pytest.mark.parametrize("depth", ["MatchedDepth", "SweptDepth"])
 
 
 def camera(pose, size=SIZE) -> Camera:
@@ -137,6 +139,47 @@ def test_missing_matchers_say_what_is_missing():
         FlowMatcher(preset="best")
 
 
+def test_a_swept_depth_is_that_of_the_surface():
+    pictures = [Photograph.from_sample(view) for view in views(poses(5))]
+    near = [[j for j in range(5) if j != i] for i in range(5)]
+    found = SweptDepth()(pictures, [1, 2, 3], near, SparsePoints.none())
+    assert sorted(found) == [1, 2, 3]
+    for row, one in found.items():
+        truth = torch.from_numpy(cast(poses(5)[row])[1]).float()
+        known = one.depth > 0
+        assert known.float().mean() > 0.7
+        assert (one.depth / truth - 1).abs()[known].median() < 0.01
+        assert torch.equal(known, one.doubt.isfinite())
+
+
+def test_large_pictures_are_swept_reduced():
+    pictures = [Photograph.from_sample(view) for view in views(poses(5))]
+    near = [[j for j in range(5) if j != i] for i in range(5)]
+    found = SweptDepth(most_pixels=3000)(pictures, [2], near, SparsePoints.none())[2]
+    truth = torch.from_numpy(cast(poses(5)[2])[1]).float()
+    assert found.depth.shape == truth.shape
+    known = found.depth > 0
+    assert known.float().mean() > 0.5
+    assert (found.depth / truth - 1).abs()[known].median() < 0.02
+
+
+def test_the_range_of_depths_is_that_of_the_points_a_picture_sees():
+    pictures = [Photograph.from_sample(view) for view in views(poses(3))]
+    pixels = torch.rand(100, 2) * torch.tensor(SIZE)
+    xyz = lift(pictures[0].camera, pixels, torch.linspace(2, 4, 100))
+    far = lift(pictures[0].camera, pixels, torch.full((100,), 50.0))
+    points = SparsePoints(
+        torch.cat([xyz, far]), torch.zeros(200, 3), [["view 0"]] * 100 + [["view 1"]] * 100
+    )
+    low, high = depth_range(pictures[0], pictures[1:], points)
+    assert low == pytest.approx(1.6, rel=0.02) and high == pytest.approx(6, rel=0.02)
+    low, high = depth_range(pictures[0], pictures[1:], SparsePoints.none())  # by SIFT
+    truth = cast(poses(3)[0])[1]
+    assert low < np.quantile(truth, 0.1) and high > np.quantile(truth, 0.9) and low > 0
+    plain = [Photograph(p.name, np.full_like(p.image, 90), p.camera) for p in pictures]
+    assert depth_range(plain[0], plain[1:], SparsePoints.none()) is None
+
+
 # ---------------------------------------------------------------------- merging, holes
 
 
@@ -195,6 +238,34 @@ def test_holes_are_filled_where_no_point_is_seen():
     assert len(fill_holes([picture], points, 4.0)[0]) == 0
 
 
+def test_what_stands_behind_something_is_continued():
+    picture = Photograph.from_sample(views(poses(1))[0])
+    wide, high = SIZE
+    y, x = torch.meshgrid(torch.arange(0, high, 2), torch.arange(0, wide, 2), indexing="ij")
+    pixels = torch.stack([x, y], 2).reshape(-1, 2).float()
+    post = (pixels[:, 0] > 40) & (pixels[:, 0] < 52)
+    points = lift(picture.camera, pixels, torch.where(post, 1.0, 4.0))
+    found, colors, edges = fill_behind([picture, picture], points, 4.0, 5)
+    spot, depth = picture.camera.project(found)
+    assert len(found) == 36  # two columns of 18 cells, once
+    assert ((spot[:, 0] > 43) & (spot[:, 0] < 53)).all()
+    torch.testing.assert_close(depth, torch.full_like(depth, 4.0), rtol=0.05, atol=0)
+    assert colors.min() >= 0 and colors.max() <= 1 and (edges > 0).all()
+    assert not len(fill_behind([picture], points[~post], 4.0, 5)[0])
+
+
+def test_what_a_picture_just_misses_is_filled():
+    samples = views(poses(3))
+    made = [
+        len(DenseStart(margin=m, **START)(samples, SparsePoints.none(), 0)[0]) for m in (0, 0.2)
+    ]
+    assert made[1] > made[0] + 50
+    wider = Photograph.from_sample(samples[0]).with_margin(0.1)
+    assert wider.image.shape == (SIZE[1] + 20, SIZE[0] + 20, 3)
+    one = lift(samples[0].cameras["view"], torch.tensor([[0.0, 0.0]]), torch.tensor([2.0]))
+    torch.testing.assert_close(wider.camera.project(one)[0], torch.tensor([[10.0, 10.0]]))
+
+
 def test_points_in_the_air_are_contradicted():
     cameras = [camera(pose) for pose in poses(3)]
     depths = {i: torch.from_numpy(cast(pose)[1]).float() for i, pose in enumerate(poses(3))}
@@ -242,9 +313,11 @@ def test_small_pictures_get_fewer_points():
     assert few < 1.5 * 3 * SIZE[0] * SIZE[1] / 100 < many
 
 
+@depths
 @pytest.mark.parametrize("count", [2, 5])
-def test_the_start_lies_on_the_surfaces(count):
-    made, report = DenseStart(**START)(views(poses(5)[:count]), SparsePoints.none(), 1)
+def test_the_start_lies_on_the_surfaces(count, depth):
+    start = DenseStart({"type": depth}, **START)
+    made, report = start(views(poses(5)[:count]), SparsePoints.none(), 1)
     assert report["references"] == count and made.sh_degree == 1
     dense = made[: report["merged"]]
     assert len(dense) > 300
@@ -253,19 +326,24 @@ def test_the_start_lies_on_the_surfaces(count):
     assert made.finite().all()
 
 
-def test_the_start_repeats_itself_and_obeys_its_cap():
-    samples = views(poses(3))
-    runs = [DenseStart(**START)(samples, SparsePoints.none(), 0)[0] for _ in range(2)]
+@depths
+def test_the_start_repeats_itself_and_obeys_its_cap(depth):
+    samples, start = views(poses(3)), DenseStart({"type": depth}, **START)
+    runs = [start(samples, SparsePoints.none(), 0)[0] for _ in range(2)]
     assert torch.equal(runs[0].means, runs[1].means)
-    assert len(DenseStart(**START)(samples, SparsePoints.none(), 0, most=200)[0]) <= 200
+    assert len(start(samples, SparsePoints.none(), 0, most=200)[0]) <= 200
 
 
-def test_a_wrong_pose_is_named_and_left_out():
+@pytest.mark.parametrize(
+    "depth, said",
+    [("MatchedDepth", "view 2 with view"), ("SweptDepth", r"wrong poses.*: view 2 \d\.\d %$")],
+)
+def test_a_wrong_pose_is_named_and_left_out(depth, said):
     samples = views(poses(5))
     wrong = look_at([3, 0.5, 2.0], [0, 0.2, 0])
     samples[2].cameras["view"] = camera(wrong)
-    with pytest.warns(UserWarning, match="view 2 with view"):
-        made, report = DenseStart(**START)(samples, SparsePoints.none(), 0)
+    with pytest.warns(UserWarning, match=said):
+        made, report = DenseStart({"type": depth}, **START)(samples, SparsePoints.none(), 0)
     dense = made[: report["merged"]]
     assert len(dense) > 300 and (off_surface(dense.means) < 0.2).float().mean() > 0.85
 
@@ -275,11 +353,14 @@ def test_one_photograph_is_no_start():
         DenseStart()(views(poses(1)), SparsePoints.none(), 0)
 
 
-def test_views_without_parallax_are_no_start():
+@depths
+@pytest.mark.parametrize("apart", [0.0, 0.005])
+def test_views_without_parallax_are_no_start(depth, apart):
     pose = poses(5)[2]
-    turned = look_at(-pose[:3, :3].T @ pose[:3, 3], [0.3, 0, 0.2])
+    turned = look_at(-pose[:3, :3].T @ pose[:3, 3] + [apart, 0, 0], [0.3, 0, 0.2])
+    points = SparsePoints(*(torch.from_numpy(x).float() for x in some_points()))
     with pytest.raises(ValueError, match="no parallax"):
-        DenseStart()(views([pose, turned]), SparsePoints.none(), 0)
+        DenseStart({"type": depth})(views([pose, turned]), points, 0)
 
 
 def test_the_sparse_start_is_that_of_3dgs():

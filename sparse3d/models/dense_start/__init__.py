@@ -1,5 +1,5 @@
 """From photographs with known cameras to Gaussians everywhere, before any training."""
 
-from . import matchers, start
+from . import matched, matchers, start, swept
 
-__all__ = ["matchers", "start"]
+__all__ = ["matched", "matchers", "start", "swept"]

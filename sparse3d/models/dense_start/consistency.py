@@ -1,4 +1,6 @@
-"""Points that other references contradict: these see through them."""
+"""Depths of references, and points that other references contradict: these see through them."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +11,20 @@ AGREES = 0.05
 """Relative difference of two depths of the same surface."""
 CONTRADICTS = 0.10
 """A point that lies nearer than a view's surface by more hangs in the air before it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Depths:
+    """What is known of a reference.
+
+    Attributes:
+        depth: [H, W] along the camera's axis, world units; 0: not known.
+        doubt: [H, W] pixels of error over the sine of the angle of the rays: how far the depth may
+            be off.
+    """
+
+    depth: Tensor
+    doubt: Tensor
 
 
 def contradicted(

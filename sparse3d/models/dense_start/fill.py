@@ -1,4 +1,4 @@
-"""Gaussians for what no match covers: the surfaces around are continued as planes."""
+"""Gaussians for what no depth covers: the surfaces around are continued as planes."""
 
 import cv2
 import numpy as np
@@ -41,35 +41,102 @@ def fill_holes(
     return tuple(torch.cat(column) for column in zip(*found))
 
 
+def fill_behind(
+    pictures: list[Photograph], points: Tensor, cell: float, reach: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points behind the edges of things, where pictures show only what stands before.
+
+    Other views look past these edges. What is hidden for good fades in training: nothing holds it.
+
+    Args:
+        pictures: of the place.
+        points: [N, 3] those there are.
+        cell: edge of a cell, pixels.
+        reach: cells to each side among which the farther ones count as background.
+
+    Returns:
+        As ``fill_holes``.
+    """
+    found = [(points[:0], points[:0], points[:0, 0])]
+    for picture in pictures:
+        known = torch.cat([points, *(part[0] for part in found)])
+        part = _fill_one_behind(picture, known, cell, reach)
+        if part is not None:
+            found.append(part)
+    return tuple(torch.cat(column) for column in zip(*found))
+
+
+def _fill_one_behind(picture: Photograph, points: Tensor, cell: float, reach: int):
+    width, height = picture.camera.size
+    columns, rows = int(-(-width // cell)), int(-(-height // cell))
+    farthest = _inverse_depths(picture.camera, points, cell, columns, rows, "amin")
+    far = _far_around(farthest, reach)
+    hidden = (farthest > 0) & (farthest > FOREGROUND * far)
+    layer = np.where(hidden, 0.0, farthest)
+    if not hidden.any() or not layer.any():
+        return None
+    inverse = np.minimum(continue_planes(layer), far)
+    small = cv2.resize(picture.image, (columns, rows), interpolation=cv2.INTER_AREA)
+    colors = _continued(small.astype(np.float32) / 255, (layer > 0).astype(np.float32))
+    return _in_cells(picture.camera, hidden, inverse, colors[hidden], cell)
+
+
+def _continued(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """``image`` [H, W, 3] with the cells that are not ``known`` [H, W] blurred from those that are,
+    over the smallest reach that finds some."""
+    out, open_ = np.zeros_like(image), np.ones(known.shape, bool)
+    reach = 1.5
+    while open_.any():
+        mass = cv2.GaussianBlur(known, (0, 0), reach)
+        spread = cv2.GaussianBlur(image * known[..., None], (0, 0), reach)
+        now = open_ & ((mass > 0.05) | (reach > 2 * max(known.shape)))
+        out[now] = spread[now] / np.maximum(mass[now], 1e-9)[:, None]
+        open_ &= ~now
+        reach *= 2
+    return out
+
+
 def _fill_one(picture: Photograph, points: Tensor, cell: float):
     camera = picture.camera
     width, height = camera.size
-    columns, rows = -(-width // cell), -(-height // cell)
-    nearest = _nearest_inverse(camera, points, cell, int(columns), int(rows))
+    columns, rows = int(-(-width // cell)), int(-(-height // cell))
+    nearest = _inverse_depths(camera, points, cell, columns, rows, "amax")
     empty = nearest <= 0
     if not empty.any() or empty.all():
         return None
-    inverse = continue_planes(nearest)
-    y, x = np.nonzero(empty)
-    middle = np.stack([(x + 0.5) * cell - 0.5, (y + 0.5) * cell - 0.5], 1)
-    middle = np.minimum(middle, [width - 1, height - 1])
-    pixels = torch.from_numpy(middle).float()
-    depth = torch.from_numpy(1 / inverse[empty]).float()
     blurred = cv2.blur(picture.image, (max(round(cell), 1),) * 2)
-    spots = middle.round().astype(int)
-    colors = torch.from_numpy(blurred[spots[:, 1], spots[:, 0]]).float() / 255
+    spots = _middles(camera, empty, cell).round().astype(int)
+    colors = blurred[spots[:, 1], spots[:, 0]] / 255
+    return _in_cells(camera, empty, continue_planes(nearest), colors, cell)
+
+
+def _middles(camera, cells: np.ndarray, cell: float) -> np.ndarray:
+    """[M, 2] the pixels in the middle of the marked ``cells`` [rows, columns]."""
+    y, x = np.nonzero(cells)
+    middle = np.stack([(x + 0.5) * cell - 0.5, (y + 0.5) * cell - 0.5], 1)
+    return np.minimum(middle, [camera.size[0] - 1, camera.size[1] - 1])
+
+
+def _in_cells(camera, cells: np.ndarray, inverse: np.ndarray, colors: np.ndarray, cell: float):
+    """Points, colours and lengths of edges of the marked ``cells`` at ``inverse`` depths."""
+    pixels = torch.from_numpy(_middles(camera, cells, cell)).float()
+    depth = torch.from_numpy(1 / inverse[cells]).float()
     focal = float(camera.K[0, 0] + camera.K[1, 1]) / 2
-    return lift(camera, pixels, depth), colors, cell * depth / focal
+    points = lift(camera, pixels, depth)
+    return points, torch.from_numpy(np.asarray(colors)).float(), cell * depth / focal
 
 
-def _nearest_inverse(camera, points: Tensor, cell: float, columns: int, rows: int) -> np.ndarray:
-    """[rows, columns] the largest 1 / depth of the points in each cell; 0: there is none."""
+def _inverse_depths(
+    camera, points: Tensor, cell: float, columns: int, rows: int, which: str
+) -> np.ndarray:
+    """[rows, columns] the largest ('amax') or least ('amin') 1 / depth of the points in each cell;
+    0: there is none."""
     pixel, depth = camera.project(points)
     seen = camera.sees(points)
     spots = ((pixel[seen] + 0.5) / cell).long()
     flat = spots[:, 1].clamp(0, rows - 1) * columns + spots[:, 0].clamp(0, columns - 1)
     out = torch.zeros(rows * columns, dtype=torch.float64)
-    out.scatter_reduce_(0, flat, 1 / depth[seen].double(), "amax")
+    out.scatter_reduce_(0, flat, 1 / depth[seen].double(), which, include_self=False)
     return out.reshape(rows, columns).numpy()
 
 
@@ -107,15 +174,17 @@ def continue_planes(inverse: np.ndarray) -> np.ndarray:
 
 def background(inverse: np.ndarray) -> np.ndarray:
     """Mask [H, W] of the known cells that are not much nearer than the farther ones around."""
-    side = 2 * AROUND + 1
-    known = np.where(inverse > 0, inverse, np.nan)
-    padded = np.pad(known, AROUND, constant_values=np.nan)
+    return (inverse > 0) & (inverse <= FOREGROUND * _far_around(inverse, AROUND))
+
+
+def _far_around(inverse: np.ndarray, reach: int) -> np.ndarray:
+    """[H, W] inverse depth of the farther ones of the known cells around each known one; else 0."""
+    side, rows = 2 * reach + 1, inverse > 0
+    padded = np.pad(np.where(rows, inverse, np.nan), reach, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))
-    rows = inverse > 0
-    far = np.nanquantile(windows[rows].reshape(-1, side * side), 0.3, axis=1)
-    mask = np.zeros(inverse.shape, bool)
-    mask[rows] = inverse[rows] <= FOREGROUND * far
-    return mask
+    far = np.zeros(inverse.shape)
+    far[rows] = np.nanquantile(windows[rows].reshape(-1, side * side), 0.3, axis=1)
+    return far
 
 
 def _fit(square, right, x, y, reach) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Photographs as matching needs them, and which of them to match."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
@@ -36,6 +36,26 @@ class Photograph:
         """The only view of ``sample``."""
         (name, camera), *_ = sample.cameras.items()
         return cls(sample.sample_id, sample.images[name].cpu().numpy(), camera)
+
+    def reduced(self, most: int) -> "Photograph":
+        """The picture brought to at most ``most`` pixels."""
+        height, width = self.image.shape[:2]
+        scale = (most / (height * width)) ** 0.5
+        if scale >= 1:
+            return self
+        size = max(int(width * scale), 1), max(int(height * scale), 1)
+        image = cv2.resize(self.image, size, interpolation=cv2.INTER_AREA)
+        return Photograph(self.name, image, self.camera.resized(size))
+
+    def with_margin(self, share: float) -> "Photograph":
+        """The picture with its border repeated on all sides, by a share of its longer one."""
+        height, width = self.image.shape[:2]
+        rim = round(share * max(height, width))
+        image = cv2.copyMakeBorder(self.image, rim, rim, rim, rim, cv2.BORDER_REPLICATE)
+        K = self.camera.K.clone()
+        K[:2, 2] += rim
+        size = width + 2 * rim, height + 2 * rim
+        return Photograph(self.name, image, replace(self.camera, K=K, size=size))
 
     @cached_property
     def gray(self) -> np.ndarray:

@@ -12,17 +12,15 @@ from sparse3d.ops.neighbors import knn
 from sparse3d.registry import MODELS
 from sparse3d.structures import Gaussians, Sample, SparsePoints
 
-from .consistency import AGREES, contradicted
+from .consistency import Depths, contradicted
 from .discs import flattened
-from .fill import fill_holes
+from .fill import fill_behind, fill_holes
 from .merge import merge_to
 from .photographs import Photograph, choose_neighbours, choose_references, scene_extent
-from .triangulation import lift, triangulate
+from .triangulation import lift
 
 ASKED = 10
 """Nearest views that may contradict a point."""
-LEAST_MATCHES = 100
-"""Matches of a pair from which its poses can be judged."""
 
 
 @MODELS.register_module()
@@ -58,30 +56,30 @@ class PointStart:
 
 @MODELS.register_module()
 class DenseStart:
-    """EDGS: every reference view is matched densely with its neighbours and triangulated.
+    """EDGS: the depths of reference views are found densely, and their pixels become Gaussians.
 
     What EDGS does not do, and this does: neighbours share points and have parallax; a point must
-    lie in front of both cameras, be seen under an angle, hit its match, and not be gainsaid by
-    other neighbours or references; a pair in which many matches defy the cameras is left out;
-    Gaussians are as wide as their pixels are apart; duplicates of several references become one;
-    and where a picture has no match, the surfaces around are continued.
+    not be gainsaid by other references; Gaussians are as wide as their pixels are apart; duplicates
+    of several references become one; and where nothing is known, or only what stands before
+    something else, the surfaces around are continued.
 
     Args:
-        matcher: config of the matcher.
+        depth: config of what finds the depths: MatchedDepth (EDGS's way, the default) or
+            SweptDepth.
         references: most reference views.
-        neighbours: views with which each is matched.
         matches: most points per reference; EDGS takes 15,000 to 25,000, of large photographs.
         pixels: of a reference per point at least: small pictures get fewer points. With more than
             their pixels can tell apart, training is slower and learns the pictures by heart.
-        max_miss: largest distance of a point from its match, in widths of the picture.
-        min_angle: smallest angle between the two rays, degrees.
-        least_share: share of a pair's matches that must obey the cameras.
         opacity: of every Gaussian.
         spread: standard deviation of a Gaussian, in distances of sampled pixels.
         merge: edge of the voxel in which one Gaussian stays, in standard deviations; 0: no merging.
         keep_points: add the sparse points where no dense one is near.
         fill: edge of the squares of which each gets a Gaussian in every picture, in distances of
             sampled pixels; 0: holes stay.
+        margin: as much around each picture is filled, too, in shares of its longer side: other
+            views see it.
+        behind: fill what stands behind something else, seen by no picture; as far, in squares,
+            from the edge of what hides it. 0: do not.
         fill_opacity: of the Gaussians in holes.
         flat: thickness of the flattest Gaussians, in widths; 1: all begin round, as in EDGS.
         seed: of the choice of pixels and references.
@@ -91,36 +89,31 @@ class DenseStart:
 
     def __init__(
         self,
-        matcher: Mapping | None = None,
+        depth: Mapping | None = None,
         references: int = 180,
-        neighbours: int = 3,
         matches: int = 15_000,
         pixels: float = 25.0,
-        max_miss: float = 0.002,
-        min_angle: float = 1.0,
-        least_share: float = 0.35,
         opacity: float = 0.5,
         spread: float = 0.5,
         merge: float = 1.5,
         keep_points: bool = True,
         fill: float = 1.5,
+        margin: float = 0.1,
+        behind: int = 5,
         fill_opacity: float = 0.5,
         flat: float = 0.25,
         seed: int = 0,
     ):
-        self.matcher = MODELS.build(matcher or {"type": "FlowMatcher"})
+        self.depth = MODELS.build(depth or {"type": "MatchedDepth"})
         self.references = references
-        self.neighbours = neighbours
         self.matches = matches
         self.pixels = pixels
-        self.max_miss = max_miss
-        self.min_angle = np.radians(min_angle)
-        self.least_share = least_share
         self.opacity = opacity
         self.spread = spread
         self.merge = merge
         self.keep_points = keep_points
         self.fill, self.fill_opacity = fill, fill_opacity
+        self.margin, self.behind = margin, behind
         self.flat = flat
         self.seed = seed
 
@@ -142,8 +135,7 @@ class DenseStart:
         found = self._all_references(pictures, points)
         if not found:
             raise ValueError(
-                f"no two of the {len(pictures)} photographs have matches that obey their cameras "
-                f"under at least {np.degrees(self.min_angle):.1f} degrees: the views have no "
+                f"no two of the {len(pictures)} photographs agree on a depth: the views have no "
                 "parallax, nothing in common, or wrong poses; take others, or begin from points: "
                 "start=dict(type='PointStart')"
             )
@@ -167,7 +159,12 @@ class DenseStart:
     def _in_holes(self, pictures: list[Photograph], gaussians: Gaussians) -> Gaussians:
         area = float(np.mean([picture.gray.size for picture in pictures]))
         cell = max(self.fill * (area / self._most_points(area)) ** 0.5, 1.0)
-        xyz, rgb, edges = fill_holes(pictures, gaussians.means, cell)
+        wider = [picture.with_margin(self.margin) for picture in pictures]
+        found = [fill_holes(wider, gaussians.means, cell)]
+        if self.behind:
+            known = torch.cat([gaussians.means, found[0][0]])
+            found.append(fill_behind(pictures, known, cell, self.behind))
+        xyz, rgb, edges = (torch.cat(column) for column in zip(*found))
         sizes = self.spread * edges
         return Gaussians.from_points(xyz, rgb, sizes, self.fill_opacity, gaussians.sh_degree)
 
@@ -176,70 +173,30 @@ class DenseStart:
         return max(min(self.matches, round(area / self.pixels)), 1)
 
     def _all_references(self, pictures: list[Photograph], points: SparsePoints) -> list[tuple]:
+        """Points, colours, sizes and doubt of each reference that has any."""
         cameras, names = [p.camera for p in pictures], [p.name for p in pictures]
-        near = choose_neighbours(names, cameras, points, max(self.neighbours, ASKED))
+        near = choose_neighbours(names, cameras, points, ASKED)
+        rows = choose_references(cameras, self.references, self.seed)
+        known = self.depth(pictures, rows, near, points)
+        depths = {row: one.depth for row, one in known.items()}
         generator = np.random.default_rng(self.seed)
-        found, depths, odd = {}, {}, {}
-        for row in choose_references(cameras, self.references, self.seed):
-            others = [pictures[j] for j in near[row][: self.neighbours]]
-            part, depth, shares = self._one_reference(pictures[row], others, generator)
-            if part is not None:
-                found[row], depths[row] = part, depth
-            for other, share in zip(others, shares):
-                if share is not None and share < self.least_share:
-                    odd.setdefault(names[row], []).append(f"{other.name} {100 * share:.0f} %")
-        if odd:
-            shown = "; ".join(f"{name} with {', '.join(pairs)}" for name, pairs in odd.items())
-            warnings.warn(
-                "matches that do not obey the cameras: wrong poses, or too little in common. Left "
-                f"out (share of matches that do): {shown[:400]}",
-                stacklevel=3,
-            )
         kept = []
-        for row, part in found.items():
+        for row, one in known.items():
+            part = self._points_of(pictures[row], one, generator)
             good = ~contradicted(part[0], row, near[row], cameras, depths)
             kept += [tuple(column[good] for column in part)] if good.any() else []
         return kept
 
-    def _one_reference(self, picture: Photograph, others: list[Photograph], generator):
-        """Points, colours, sizes and doubt of one reference, or None; its depths [H, W] (0: not
-        known); and each pair's share of matches that obey the cameras."""
-        height, width = picture.gray.shape
-        y, x = np.mgrid[0:height, 0:width]
-        pixels = torch.from_numpy(np.stack([x, y], 2).reshape(-1, 2)).float()
-        depth = torch.zeros(len(pixels))
-        doubt = torch.full((len(pixels),), float("inf"))
-        all_depths = torch.zeros(len(others), len(pixels))
-        shares: list[float | None] = []
-        for number, other in enumerate(others):
-            matches = self.matcher(picture, other)
-            matched = torch.from_numpy(matches.certainty).reshape(-1) > 0
-            rows = matched.nonzero()[:, 0]
-            target = torch.from_numpy(matches.target).reshape(-1, 2)[rows]
-            two = triangulate(picture.camera, pixels[rows], other.camera, target)
-            obeys = two.in_front & (two.miss < self.max_miss * width)
-            share = float(obeys.float().mean()) if len(rows) >= LEAST_MATCHES else None
-            shares.append(share)
-            if share is None or share < self.least_share:
-                continue
-            seen = obeys & (two.angle > self.min_angle)
-            all_depths[number, rows[seen]] = two.depth[seen]
-            better = seen & (two.doubt < doubt[rows])
-            depth[rows[better]], doubt[rows[better]] = two.depth[better], two.doubt[better]
-        # Where several neighbours give a depth, two at least must give the same.
-        voices = (all_depths > 0).sum(0)
-        agreeing = ((all_depths / depth.clamp(min=1e-12) - 1).abs() < AGREES).sum(0)
-        odd = (voices > 1) & (agreeing < 2)
-        doubt[odd], depth[odd] = float("inf"), 0
-        good = doubt.isfinite().numpy().reshape(height, width)
-        if not good.any():
-            return None, None, shares
+    def _points_of(self, picture: Photograph, known: Depths, generator) -> tuple[Tensor, ...]:
+        width = known.depth.shape[1]
+        good = (known.depth > 0).numpy()
         chosen, step = sample_evenly(good, self._most_points(good.size), generator)
+        depth = known.depth.reshape(-1)[chosen]
         color = torch.from_numpy(picture.image).reshape(-1, 3)[chosen].float() / 255
         focal = float(picture.camera.K[0, 0] + picture.camera.K[1, 1]) / 2
-        sizes = self.spread * step * depth[chosen] / focal
-        points = lift(picture.camera, pixels[chosen], depth[chosen])
-        return (points, color, sizes, doubt[chosen]), depth.reshape(height, width), shares
+        pixels = torch.stack([chosen % width, chosen // width], 1).float()
+        points = lift(picture.camera, pixels, depth)
+        return points, color, self.spread * step * depth / focal, known.doubt.reshape(-1)[chosen]
 
 
 def sample_evenly(good: np.ndarray, most: int, generator) -> tuple[Tensor, float]:

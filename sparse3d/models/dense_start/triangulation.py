@@ -9,7 +9,7 @@ from sparse3d.structures import Camera
 
 
 @dataclass(frozen=True, eq=False)
-class Depths:
+class Triangulated:
     """What matches say of the pixels of a reference.
 
     Attributes:
@@ -36,7 +36,7 @@ def rays(camera: Camera, pixels: Tensor) -> Tensor:
     return torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1) @ torch.linalg.inv(K).T
 
 
-def triangulate(a: Camera, pixels: Tensor, b: Camera, matches: Tensor) -> Depths:
+def triangulate(a: Camera, pixels: Tensor, b: Camera, matches: Tensor) -> Triangulated:
     """Depths of ``pixels`` [M, 2] of camera ``a`` that lie at ``matches`` [M, 2] in ``b``.
 
     The point stays on the reference's ray, so that its colour is that of its pixel; its depth
@@ -57,7 +57,7 @@ def triangulate(a: Camera, pixels: Tensor, b: Camera, matches: Tensor) -> Depths
     back = start * depth[:, None]  # from the reference's centre to the point
     cosine = torch.nn.functional.cosine_similarity(back, local, dim=1)
     in_front = (depth > 0) & (local[:, 2] > 1e-9) & (square > 1e-20)
-    return Depths(depth, (landed - matches).norm(dim=1), cosine.clamp(-1, 1).acos(), in_front)
+    return Triangulated(depth, (landed - matches).norm(dim=1), cosine.clamp(-1, 1).acos(), in_front)
 
 
 def lift(camera: Camera, pixels: Tensor, depth: Tensor) -> Tensor:

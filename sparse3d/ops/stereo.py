@@ -1,0 +1,153 @@
+"""Depth of a picture from others with known cameras: plane sweep and semi-global matching.
+
+Collins, A Space-Sweep Approach to True Multi-Image Matching, 1996; Hirschmüller, Stereo Processing
+by Semiglobal Matching and Mutual Information, 2008.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import backend, native
+from .reference import stereo as reference_ops
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A picture beside the reference.
+
+    Attributes:
+        image: float32 [h, w], 0..1.
+        rotation: [3, 3]; with ``shift`` it takes pixel (x, y) of the reference at inverse depth s
+            to this picture's homogeneous pixel rotation (x, y, 1) + s shift.
+        shift: [3].
+    """
+
+    image: Tensor
+    rotation: Tensor
+    shift: Tensor
+
+
+def plane_sweep(
+    reference: Tensor,
+    views: list[View],
+    inverse: Tensor,
+    radius: int = 2,
+    best: int = 0,
+    floor: float = 1e-3,
+) -> Tensor:
+    """How unlike the reference's windows are to those of other pictures, at every depth.
+
+    A window is compared with what a view shows if everything lies in a plane of that depth before
+    the reference, by normalised cross-correlation.
+
+    Args:
+        reference: float32 [H, W], 0..1.
+        views: the others, of any sizes.
+        inverse: [P] inverse depths.
+        radius: of the windows, pixels, 1 to 8.
+        best: so many views that fit best count, as the others may not see the place; 0: half.
+        floor: added to the product of the two standard deviations: plain windows resemble none.
+
+    Returns:
+        uint8 [H, W, P]: 127.5 (1 - correlation), the mean of the best views; 255 where none sees
+        it.
+
+    Raises:
+        ValueError: no view, no depth, or a wrong size.
+    """
+    if reference.dim() != 2 or not views or not inverse.numel() or not 1 <= radius <= 8:
+        raise ValueError(
+            f"a sweep of {inverse.numel()} planes over {len(views)} views with windows of radius "
+            f"{radius} and a reference of shape {tuple(reference.shape)}: it needs one plane and "
+            "one view at least, a radius of 1 to 8 and a reference [H, W]"
+        )
+    best = min(best or (len(views) + 1) // 2, len(views))
+    return backend.choose(SWEEP, reference)(reference, views, inverse, radius, best, floor)
+
+
+def smooth_planes(
+    cost: Tensor, guide: Tensor, small: float = 13, large: float = 300, edge: float = 0.05
+) -> Tensor:
+    """The plane of each pixel by semi-global matching: costs are summed along paths of four sides.
+
+    Args:
+        cost: uint8 [H, W, P], of ``plane_sweep``.
+        guide: float32 [H, W], 0..1: depth jumps mostly where this picture does.
+        small: price of going to the next plane from one pixel to the next.
+        large: price of jumping farther where the guide is even.
+        edge: step of the guide that halves the price of a jump.
+
+    Returns:
+        float32 [H, W]: planes 0..P-1, between two by a parabola.
+
+    Raises:
+        ValueError: wrong sizes, or prices that 16 bits cannot add up.
+    """
+    if cost.dim() != 3 or cost.dtype != torch.uint8 or guide.shape != cost.shape[:2]:
+        raise ValueError(
+            f"costs are {cost.dtype} {tuple(cost.shape)} and the guide {tuple(guide.shape)}; uint8 "
+            "[H, W, P] and [H, W] are needed"
+        )
+    if not 0 <= small <= large <= 4000:
+        raise ValueError(f"prices of {small} and {large}: 0 <= small <= large <= 4000 must hold")
+    jumps = [_jumps(guide, dim, small, large, edge) for dim in (1, 0)]
+    return backend.choose(SMOOTH, cost)(cost, round(small), *jumps)
+
+
+def _jumps(guide: Tensor, dim: int, small: float, large: float, edge: float) -> Tensor:
+    """int16 [H, W]: price of a jump to each pixel from the one before it along ``dim``."""
+    step = guide.diff(dim=dim, prepend=guide.narrow(dim, 0, 1)).abs()
+    return (large / (1 + step / edge)).clamp(min=small).round().short()
+
+
+def _native_sweep(reference, views, inverse, radius, best, floor) -> Tensor:
+    reference = reference.float().contiguous()
+    height, width = reference.shape
+    mean = reference_ops.window_mean(reference[None], radius)
+    deviation = (
+        (reference_ops.window_mean(reference[None] ** 2, radius) - mean**2).clamp(min=0).sqrt()
+    )
+    ones = torch.ones_like(reference)[None]
+    side = 2 * radius + 1
+    inside = torch.nn.functional.avg_pool2d(ones[:, None], side, 1, radius) * side**2
+    cost = native.empty(height, width, len(inverse), dtype=torch.uint8)
+    failed = native.call(
+        "s3d_plane_sweep",
+        *(reference, height, width),
+        torch.cat([view.image.float().reshape(-1) for view in views]),
+        torch.tensor([view.image.shape for view in views]),
+        torch.stack([view.rotation.float() for view in views]).contiguous(),
+        torch.stack([view.shift.float() for view in views]).contiguous(),
+        *(len(views), inverse.float().contiguous(), len(inverse), radius, best, float(floor)),
+        *((1 / inside).contiguous(), mean.contiguous(), deviation.contiguous()),
+        *(cost, native.threads()),
+    )
+    assert not failed
+    return cost
+
+
+def _native_smooth(cost, small, along, across) -> Tensor:
+    cost = cost.contiguous()
+    height, width, planes = cost.shape
+    total = native.empty(height, width, planes, dtype=torch.int16)
+    best = torch.empty(height, width)
+    native.call(
+        "s3d_smooth_planes",
+        *(cost, height, width, planes, small, along.contiguous(), across.contiguous()),
+        *(total, best, native.threads()),
+    )
+    return best
+
+
+SWEEP = {
+    "reference": reference_ops.plane_sweep,
+    "native": _native_sweep,
+    "cuda": reference_ops.plane_sweep,
+}
+SMOOTH = {
+    "reference": reference_ops.smooth_planes,
+    "native": _native_smooth,
+    "cuda": reference_ops.smooth_planes,
+}
