@@ -180,10 +180,16 @@ def background(inverse: np.ndarray) -> np.ndarray:
 def _far_around(inverse: np.ndarray, reach: int) -> np.ndarray:
     """[H, W] inverse depth of the farther ones of the known cells around each known one; else 0."""
     side, rows = 2 * reach + 1, inverse > 0
-    padded = np.pad(np.where(rows, inverse, np.nan), reach, constant_values=np.nan)
+    padded = np.pad(np.where(rows, inverse, np.inf), reach, constant_values=np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))
     far = np.zeros(inverse.shape)
-    far[rows] = np.nanquantile(windows[rows].reshape(-1, side * side), 0.3, axis=1)
+    ordered = np.sort(windows[rows].reshape(-1, side * side), axis=1)
+    # The quantile of the known ones; np.nanquantile takes a hundred times as long.
+    place = 0.3 * (np.isfinite(ordered).sum(1) - 1)
+    low = place.astype(int)
+    one = np.arange(len(ordered))
+    above = ordered[one, np.ceil(place).astype(int)]
+    far[rows] = ordered[one, low] + (place - low) * (above - ordered[one, low])
     return far
 
 
