@@ -65,7 +65,7 @@ class SplattingHook(Hook):
             model.schedule(runner.max_iters, names)
             return
         started = time.time()
-        print(f"matching and triangulating {len(dataset)} photographs ...", flush=True)
+        print(f"making a start of {len(dataset)} photographs ...", flush=True)
         samples = [dataset[index] for index in range(len(dataset))]
         points = getattr(dataset, "points", SparsePoints.none())
         report = model.begin(samples, points, runner.max_iters)

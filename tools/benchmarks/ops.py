@@ -1,4 +1,4 @@
-"""Voxelization, windows, neighbours and rotated boxes: native against the definition."""
+"""Voxelization, windows, neighbours, rotated boxes, stereo: native against the definition."""
 
 import argparse
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from torch import Tensor
 from sparse3d.ops.kernel_map import submanifold_map
 from sparse3d.ops.neighbors import knn
 from sparse3d.ops.rotated import iou3d, nms
+from sparse3d.ops.stereo import View, plane_sweep, smooth_planes
 from sparse3d.ops.voxelize import segment_reduce, voxelize
 from sparse3d.ops.windows import window_sets
 from tools.benchmarks.common import Case, measure_all, under
@@ -35,6 +36,8 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     scores = torch.linspace(1, 0, len(boxes))
     index = torch.sort(torch.randint(0, max(len(points) // 4, 1), (len(points),)))[0]
     wide = torch.randn(len(points), 64)
+    image, views, inverse = _pictures(int(320 * args.scale**0.5), int(240 * args.scale**0.5))
+    cost = plane_sweep(image, views, inverse)
     calls = {
         "voxelize": (
             len(points),
@@ -52,6 +55,11 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
         "knn 16": (len(centre), lambda: knn(centre, centre, 16)),
         "iou3d": (len(boxes), lambda: iou3d(boxes, boxes)),
         "nms": (len(boxes), lambda: nms(boxes, scores, 0.2)),
+        "plane sweep, 4 views, 64 planes": (
+            image.numel(),
+            lambda: plane_sweep(image, views, inverse),
+        ),
+        "smooth 64 planes": (image.numel(), lambda: smooth_planes(cost, image)),
     }
     for name, (count, call) in calls.items():
         row = {"workload": name, "voxels": count, "dtype": "float32", "pass": "forward"}
@@ -63,6 +71,14 @@ def _pillars(points: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     batch, cells = torch.zeros(len(points), dtype=torch.int64), (468, 468, 1)
     origin = (-74.88, -74.88, -5.0)
     return voxelize(points[:, :3], batch, (0.32, 0.32, 6.0), origin, cells)[0], cells
+
+
+def _pictures(width: int, height: int) -> tuple[Tensor, list[View], Tensor]:
+    """A picture, four others moved by up to 40 pixels, and the inverse depths of 64 planes."""
+    image = torch.rand(max(height, 8), max(width, 8), generator=torch.Generator().manual_seed(0))
+    moves = [torch.tensor([side * 20.0, 2.0, 0.02]) for side in (-2, -1, 1, 2)]
+    views = [View(image, torch.eye(3), move) for move in moves]
+    return image, views, torch.linspace(0, 1, 64)
 
 
 def _random_boxes(count: int) -> Tensor:
