@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse3d.models.dense_start.consistency import contradicted
+from sparse3d.models.dense_start.consistency import Depths, contradicted
 from sparse3d.models.dense_start.discs import flattened
 from sparse3d.models.dense_start.fill import continue_planes, fill_behind, fill_holes
 from sparse3d.models.dense_start.matchers import FlowMatcher, RomaMatcher
@@ -157,10 +157,11 @@ def test_large_pictures_are_swept_reduced():
     near = [[j for j in range(5) if j != i] for i in range(5)]
     found = SweptDepth(most_pixels=3000)(pictures, [2], near, SparsePoints.none())[2]
     truth = torch.from_numpy(cast(poses(5)[2])[1]).float()
-    assert found.depth.shape == truth.shape
-    known = found.depth > 0
-    assert known.float().mean() > 0.5
-    assert (found.depth / truth - 1).abs()[known].median() < 0.02
+    assert found.depth.numel() <= 3000 and found.camera.size == tuple(found.depth.shape[::-1])
+    depth, doubt = found.enlarged(tuple(truth.shape))
+    known = depth > 0
+    assert torch.equal(known, doubt.isfinite()) and known.float().mean() > 0.5
+    assert (depth / truth - 1).abs()[known].median() < 0.02
 
 
 def test_the_range_of_depths_is_that_of_the_points_a_picture_sees():
@@ -269,11 +270,12 @@ def test_what_a_picture_just_misses_is_filled():
 def test_points_in_the_air_are_contradicted():
     cameras = [camera(pose) for pose in poses(3)]
     depths = {i: torch.from_numpy(cast(pose)[1]).float() for i, pose in enumerate(poses(3))}
+    known = {i: Depths(cameras[i], depth, torch.ones_like(depth)) for i, depth in depths.items()}
     pixels = torch.tensor([[40.0, 40.0], [48.0, 50.0]])
     depth = depths[1][pixels[:, 1].long(), pixels[:, 0].long()]
     for factor, wrong in ((1.0, False), (0.7, True), (1.4, False)):
         points = lift(cameras[1], pixels, factor * depth)
-        assert contradicted(points, 1, [0, 1, 2], cameras, depths).tolist() == [wrong] * 2
+        assert contradicted(points, 1, [0, 1, 2], known).tolist() == [wrong] * 2
 
 
 def test_pixels_are_chosen_evenly():

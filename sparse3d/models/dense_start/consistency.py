@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import cv2
 import torch
 from torch import Tensor
 
@@ -15,43 +16,52 @@ CONTRADICTS = 0.10
 
 @dataclass(frozen=True, eq=False)
 class Depths:
-    """What is known of a reference.
+    """What is known of a reference, at the size of its picture or smaller.
 
     Attributes:
+        camera: of these pixels.
         depth: [H, W] along the camera's axis, world units; 0: not known.
         doubt: [H, W] pixels of error over the sine of the angle of the rays: how far the depth may
             be off.
     """
 
+    camera: Camera
     depth: Tensor
     doubt: Tensor
 
+    def enlarged(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """``depth`` and ``doubt`` as [H, W] of another ``size``, each pixel that of the nearest."""
+        if self.depth.shape == size:
+            return self.depth, self.doubt
+        planes = [
+            cv2.resize(plane.numpy(), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            for plane in (self.depth, self.doubt)
+        ]
+        return torch.from_numpy(planes[0]), torch.from_numpy(planes[1])
 
-def contradicted(
-    points: Tensor, own: int, views: list[int], cameras: list[Camera], depths: dict[int, Tensor]
-) -> Tensor:
+
+def contradicted(points: Tensor, own: int, views: list[int], known: dict[int, Depths]) -> Tensor:
     """Mask [N] of the points that some views see through, and no more than these see.
 
     Args:
         points: [N, 3], of view ``own``.
         own: which does not count.
         views: those asked.
-        cameras: of all views.
-        depths: of some views [H, W]; 0: not known.
+        known: depths of some views.
     """
     balance = torch.zeros(len(points), dtype=torch.int64)
     pierced = torch.zeros(len(points), dtype=torch.bool)
     for view in views:
-        if view == own or view not in depths:
+        if view == own or view not in known:
             continue
-        camera, surface = cameras[view], depths[view]
+        camera, surface = known[view].camera, known[view].depth
         pixel, depth = camera.project(points)
         inside = camera.sees(points)
         column = pixel[:, 0].round().long().clamp(0, surface.shape[1] - 1)
         row = pixel[:, 1].round().long().clamp(0, surface.shape[0] - 1)
         there = torch.where(inside, surface[row, column], 0.0)
-        known = there > 0
-        through = known & (depth < (1 - CONTRADICTS) * there)
+        sure = there > 0
+        through = sure & (depth < (1 - CONTRADICTS) * there)
         pierced |= through
-        balance += through.long() - (known & ((depth / there - 1).abs() < AGREES)).long()
+        balance += through.long() - (sure & ((depth / there - 1).abs() < AGREES)).long()
     return pierced & (balance >= 0)

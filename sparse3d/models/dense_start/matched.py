@@ -103,4 +103,5 @@ class MatchedDepth:
         odd = (voices > 1) & (agreeing < 2)
         known = doubt.isfinite() & ~odd
         depth = torch.where(known, depth, 0.0)
-        return Depths(depth.reshape(height, width), doubt.reshape(height, width)), shares
+        planes = depth.reshape(height, width), doubt.reshape(height, width)
+        return Depths(picture.camera, *planes), shares

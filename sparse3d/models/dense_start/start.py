@@ -178,25 +178,25 @@ class DenseStart:
         near = choose_neighbours(names, cameras, points, ASKED)
         rows = choose_references(cameras, self.references, self.seed)
         known = self.depth(pictures, rows, near, points)
-        depths = {row: one.depth for row, one in known.items()}
         generator = np.random.default_rng(self.seed)
         kept = []
         for row, one in known.items():
             part = self._points_of(pictures[row], one, generator)
-            good = ~contradicted(part[0], row, near[row], cameras, depths)
+            good = ~contradicted(part[0], row, near[row], known)
             kept += [tuple(column[good] for column in part)] if good.any() else []
         return kept
 
     def _points_of(self, picture: Photograph, known: Depths, generator) -> tuple[Tensor, ...]:
-        width = known.depth.shape[1]
-        good = (known.depth > 0).numpy()
+        depth, doubt = (plane.reshape(-1) for plane in known.enlarged(picture.gray.shape))
+        width = picture.gray.shape[1]
+        good = (depth > 0).numpy().reshape(-1, width)
         chosen, step = sample_evenly(good, self._most_points(good.size), generator)
-        depth = known.depth.reshape(-1)[chosen]
+        depth = depth[chosen]
         color = torch.from_numpy(picture.image).reshape(-1, 3)[chosen].float() / 255
         focal = float(picture.camera.K[0, 0] + picture.camera.K[1, 1]) / 2
         pixels = torch.stack([chosen % width, chosen // width], 1).float()
         points = lift(picture.camera, pixels, depth)
-        return points, color, self.spread * step * depth / focal, known.doubt.reshape(-1)[chosen]
+        return points, color, self.spread * step * depth / focal, doubt[chosen]
 
 
 def sample_evenly(good: np.ndarray, most: int, generator) -> tuple[Tensor, float]:

@@ -2,7 +2,6 @@
 
 import warnings
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -96,8 +95,7 @@ class SweptDepth:
             share = float((one.depth > 0).float().mean())
             if share < LEAST_COVER:
                 alone.append(f"{pictures[row].name} {100 * share:.1f} %")
-            size = pictures[row].gray.shape
-            found[row] = Depths(_enlarged(one.depth, size), _enlarged(one.doubt, size))
+            found[row] = one
         if alone:
             warnings.warn(
                 "pictures with hardly a depth that others confirm: wrong poses, or too little in "
@@ -157,7 +155,8 @@ class SweptDepth:
             unsure = (miss + 0.25) / angle.sin().clamp(min=1e-6)
             doubt = torch.where(agrees, torch.minimum(doubt, unsure), doubt)
         good = (voices >= max(min(self.agree, len(cameras)), 1)).nonzero()[:, 0]
-        out = Depths(torch.zeros(height, width), torch.full((height, width), float("inf")))
+        nothing = torch.full((height, width), float("inf"))
+        out = Depths(camera, torch.zeros(height, width), nothing)
         out.depth.view(-1)[rows[good]] = own[good]
         out.doubt.view(-1)[rows[good]] = doubt[good]
         return out
@@ -208,12 +207,3 @@ def _pixels_between(camera: Camera, other: Camera, low: float, high: float) -> f
         other.project(lift(camera, pixels, torch.full((3,), depth)))[0] for depth in (low, high)
     ]
     return float((ends[0] - ends[1]).norm(dim=1).clamp(max=1e6).max())
-
-
-def _enlarged(plane: Tensor, size: tuple[int, int]) -> Tensor:
-    """``plane`` [h, w] as [H, W], each pixel that of the nearest."""
-    if tuple(plane.shape) == tuple(size):
-        return plane
-    return torch.from_numpy(
-        cv2.resize(plane.numpy(), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    )
