@@ -105,10 +105,7 @@ def _jumps(guide: Tensor, dim: int, small: float, large: float, edge: float) -> 
 def _native_sweep(reference, views, inverse, radius, best, floor) -> Tensor:
     reference = reference.float().contiguous()
     height, width = reference.shape
-    mean = reference_ops.window_mean(reference[None], radius)
-    deviation = (
-        (reference_ops.window_mean(reference[None] ** 2, radius) - mean**2).clamp(min=0).sqrt()
-    )
+    mean, deviation = reference_ops.window_moments(reference[None], radius)
     ones = torch.ones_like(reference)[None]
     side = 2 * radius + 1
     inside = torch.nn.functional.avg_pool2d(ones[:, None], side, 1, radius) * side**2

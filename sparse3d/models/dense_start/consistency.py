@@ -40,6 +40,15 @@ class Depths:
         return torch.from_numpy(planes[0]), torch.from_numpy(planes[1])
 
 
+def surface_at(camera: Camera, surface: Tensor, points: Tensor) -> Tensor:
+    """[N] the depth that ``surface`` [H, W] of ``camera`` has where it sees ``points`` [N, 3]; 0:
+    it does not see them, or does not know."""
+    height, width = surface.shape
+    spot = camera.project(points)[0].round().long()
+    there = surface[spot[:, 1].clamp(0, height - 1), spot[:, 0].clamp(0, width - 1)]
+    return torch.where(camera.sees(points), there, 0.0)
+
+
 def contradicted(points: Tensor, own: int, views: list[int], known: dict[int, Depths]) -> Tensor:
     """Mask [N] of the points that some views see through, and no more than these see.
 
@@ -55,11 +64,7 @@ def contradicted(points: Tensor, own: int, views: list[int], known: dict[int, De
         if view == own or view not in known:
             continue
         camera, surface = known[view].camera, known[view].depth
-        pixel, depth = camera.project(points)
-        inside = camera.sees(points)
-        column = pixel[:, 0].round().long().clamp(0, surface.shape[1] - 1)
-        row = pixel[:, 1].round().long().clamp(0, surface.shape[0] - 1)
-        there = torch.where(inside, surface[row, column], 0.0)
+        depth, there = camera.project(points)[1], surface_at(camera, surface, points)
         sure = there > 0
         through = sure & (depth < (1 - CONTRADICTS) * there)
         pierced |= through

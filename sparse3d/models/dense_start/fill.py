@@ -1,5 +1,7 @@
 """Gaussians for what no depth covers: the surfaces around are continued as planes."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import torch
@@ -32,13 +34,7 @@ def fill_holes(
     Returns:
         Points [M, 3], their colours [M, 3] in 0..1 and the lengths [M] of their cells' edges.
     """
-    found = [(points[:0], points[:0], points[:0, 0])]
-    for picture in pictures:
-        known = torch.cat([points, *(part[0] for part in found)])
-        part = _fill_one(picture, known, cell)
-        if part is not None:
-            found.append(part)
-    return tuple(torch.cat(column) for column in zip(*found))
+    return _one_by_one(pictures, points, lambda *one: _fill_one(*one, cell))
 
 
 def fill_behind(
@@ -57,26 +53,29 @@ def fill_behind(
     Returns:
         As ``fill_holes``.
     """
+    return _one_by_one(pictures, points, lambda *one: _fill_one_behind(*one, cell, reach))
+
+
+def _one_by_one(pictures: list[Photograph], points: Tensor, fill: Callable):
+    """What ``fill(picture, points known by then)`` adds for one picture after the other."""
     found = [(points[:0], points[:0], points[:0, 0])]
     for picture in pictures:
         known = torch.cat([points, *(part[0] for part in found)])
-        part = _fill_one_behind(picture, known, cell, reach)
+        part = fill(picture, known)
         if part is not None:
             found.append(part)
     return tuple(torch.cat(column) for column in zip(*found))
 
 
 def _fill_one_behind(picture: Photograph, points: Tensor, cell: float, reach: int):
-    width, height = picture.camera.size
-    columns, rows = int(-(-width // cell)), int(-(-height // cell))
-    farthest = _inverse_depths(picture.camera, points, cell, columns, rows, "amin")
+    farthest = _inverse_depths(picture.camera, points, cell, "amin")
     far = _far_around(farthest, reach)
     hidden = (farthest > 0) & (farthest > FOREGROUND * far)
     layer = np.where(hidden, 0.0, farthest)
     if not hidden.any() or not layer.any():
         return None
     inverse = np.minimum(continue_planes(layer), far)
-    small = cv2.resize(picture.image, (columns, rows), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(picture.image, hidden.shape[::-1], interpolation=cv2.INTER_AREA)
     colors = _continued(small.astype(np.float32) / 255, (layer > 0).astype(np.float32))
     return _in_cells(picture.camera, hidden, inverse, colors[hidden], cell)
 
@@ -98,9 +97,7 @@ def _continued(image: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _fill_one(picture: Photograph, points: Tensor, cell: float):
     camera = picture.camera
-    width, height = camera.size
-    columns, rows = int(-(-width // cell)), int(-(-height // cell))
-    nearest = _inverse_depths(camera, points, cell, columns, rows, "amax")
+    nearest = _inverse_depths(camera, points, cell, "amax")
     empty = nearest <= 0
     if not empty.any() or empty.all():
         return None
@@ -126,11 +123,10 @@ def _in_cells(camera, cells: np.ndarray, inverse: np.ndarray, colors: np.ndarray
     return points, torch.from_numpy(np.asarray(colors)).float(), cell * depth / focal
 
 
-def _inverse_depths(
-    camera, points: Tensor, cell: float, columns: int, rows: int, which: str
-) -> np.ndarray:
+def _inverse_depths(camera, points: Tensor, cell: float, which: str) -> np.ndarray:
     """[rows, columns] the largest ('amax') or least ('amin') 1 / depth of the points in each cell;
     0: there is none."""
+    columns, rows = (int(-(-side // cell)) for side in camera.size)
     pixel, depth = camera.project(points)
     seen = camera.sees(points)
     spots = ((pixel[seen] + 0.5) / cell).long()

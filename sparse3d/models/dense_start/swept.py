@@ -10,7 +10,7 @@ from sparse3d.ops.stereo import View, plane_sweep, smooth_planes
 from sparse3d.registry import MODELS
 from sparse3d.structures import Camera, SparsePoints
 
-from .consistency import AGREES, Depths
+from .consistency import AGREES, Depths, surface_at
 from .matchers import FlowMatcher
 from .photographs import Photograph
 from .triangulation import lift, triangulate
@@ -140,16 +140,13 @@ class SweptDepth:
         doubt = torch.full((len(rows),), float("inf"))
         for other, surface in zip(cameras, depths):
             pixel, _ = other.project(points)
-            spot = pixel.round().long().clamp(min=0)
-            column = spot[:, 0].clamp(max=surface.shape[1] - 1)
-            there = surface[spot[:, 1].clamp(max=surface.shape[0] - 1), column]
-            seen = other.sees(points) & (there > 0)
+            there = surface_at(other, surface, points)
             hit = lift(other, pixel, there)
             back, behind = camera.project(hit)
             miss = (back - pixels).norm(dim=1)
             cosine = torch.cosine_similarity(hit - camera.center, hit - other.center, dim=1)
             angle = cosine.clamp(-1, 1).acos()
-            agrees = seen & (miss < self.max_miss) & ((behind / own - 1).abs() < AGREES)
+            agrees = (there > 0) & (miss < self.max_miss) & ((behind / own - 1).abs() < AGREES)
             agrees &= angle > self.min_angle
             voices += agrees
             unsure = (miss + 0.25) / angle.sin().clamp(min=1e-6)

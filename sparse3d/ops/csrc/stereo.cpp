@@ -63,7 +63,8 @@ struct Paths {
     }
   }
   void go(const uint8_t* cost, int64_t planes, uint16_t small, uint16_t large) {
-    least = static_cast<uint16_t>(kernels.step(cost, a.data(), planes, least, small, large, b.data()));
+    least = static_cast<uint16_t>(
+        kernels.step(cost, a.data(), planes, least, small, large, b.data()));
     std::swap(a, b);
   }
 };
@@ -170,7 +171,8 @@ EXPORT int64_t s3d_smooth_planes(const uint8_t* cost, int64_t height, int64_t wi
 #pragma omp for schedule(static)
     for (int64_t x = 0; x < width; ++x) both_ways(x, height, width, across);
 #pragma omp for schedule(static)
-    for (int64_t at = 0; at < height * width; ++at) best[at] = kernels.winner(sum + at * planes, planes);
+    for (int64_t at = 0; at < height * width; ++at)
+      best[at] = kernels.winner(sum + at * planes, planes);
   }
   return 0;
 }

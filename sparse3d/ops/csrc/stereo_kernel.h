@@ -1,8 +1,8 @@
 // The vector loops of stereo.cpp, as plain loops: levels.h compiles them for each level.
 
-// What the view shows, at the inverse depth s, of row y of the reference; ok: 0 where it shows none.
+// What the view shows of row y of the reference at the inverse depth s; ok: 0 where it shows none.
 S3D_GATHERS void warp(const View& view, float s, float y, int64_t width, float* __restrict value,
-                     float* __restrict ok) {
+                      float* __restrict ok) {
   const float* r = view.rotation;
   const float u0 = r[1] * y + r[2] + view.shift[0] * s, v0 = r[4] * y + r[5] + view.shift[1] * s,
               w0 = r[7] * y + r[8] + view.shift[2] * s, ru = r[0], rv = r[3], rw = r[6];
@@ -36,7 +36,7 @@ S3D_GATHERS void warp(const View& view, float s, float y, int64_t width, float* 
 
 // Sums over `rows` lines of v, v^2 and a v.
 void sum_lines(const float* const* v, const float* const* a, int64_t rows, int64_t width,
-                          float* sums) {
+               float* sums) {
   float *s = sums, *ss = sums + width, *sa = sums + 2 * width;
   for (int64_t x = 0; x < width; ++x) {
     float value = v[0][x];
@@ -57,7 +57,7 @@ void sum_lines(const float* const* v, const float* const* a, int64_t rows, int64
 
 // Sums over the columns of a window, of a line padded with zeros by the radius.
 void sum_columns(const float* __restrict line, int64_t taps, int64_t width,
-                            float* __restrict out) {
+                 float* __restrict out) {
   for (int64_t x = 0; x < width; ++x) out[x] = line[x] + line[x + 1] + line[x + 2];
   for (int64_t t = 3; t < taps; t += 2)
     for (int64_t x = 0; x < width; ++x) out[x] += line[x + t] + line[x + t + 1];
@@ -65,9 +65,9 @@ void sum_columns(const float* __restrict line, int64_t taps, int64_t width,
 
 // 1 - the normalised correlation of windows, from their sums of v, v^2 and a v.
 void unlikeness(const float* __restrict sums, int64_t width,
-                           const float* __restrict share, const float* __restrict mean,
-                           const float* __restrict deviation, const float* __restrict ok,
-                           float floor, float* __restrict out) {
+                const float* __restrict share, const float* __restrict mean,
+                const float* __restrict deviation, const float* __restrict ok,
+                float floor, float* __restrict out) {
   const float *s = sums, *ss = sums + width, *sa = sums + 2 * width;
   for (int64_t x = 0; x < width; ++x) {
     const float own = s[x] * share[x];
@@ -99,10 +99,10 @@ void best_mean(float* costs, int64_t count, int64_t best, int64_t width, uint8_t
     out[x] = static_cast<uint8_t>(static_cast<int>(costs[x] * scale + 0.5f));
 }
 
-// One step of a path: the costs of a pixel and those of the one before (padded by one on each side).
+// One step of a path: a pixel's costs and those of the one before (padded by one on each side).
 // Returns the least of the new ones.
 int64_t step(const uint8_t* cost, const uint16_t* before, int64_t planes,
-                        uint16_t least, uint16_t small, uint16_t large, uint16_t* now) {
+             uint16_t least, uint16_t small, uint16_t large, uint16_t* now) {
   const uint16_t jump = static_cast<uint16_t>(least + large);
   uint16_t found = 0xffff;
   for (int64_t p = 0; p < planes; ++p) {
@@ -121,7 +121,7 @@ void add(const uint16_t* path, int64_t planes, uint16_t* sum) {
   for (int64_t p = 0; p < planes; ++p) sum[p] = static_cast<uint16_t>(sum[p] + path[p + 1]);
 }
 
-// The first plane with the least sum, moved to the top of the parabola through it and its neighbours.
+// The first plane with the least sum, moved to the foot of the parabola through its neighbours.
 float winner(const uint16_t* sum, int64_t planes) {
   uint16_t least = 0xffff;
   for (int64_t p = 0; p < planes; ++p) least = least < sum[p] ? least : sum[p];

@@ -13,12 +13,17 @@ def window_mean(image: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(image[:, None], 2 * radius + 1, 1, radius, count_include_pad=False)[:, 0]
 
 
+def window_moments(image: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each pixel's window of ``image`` [N, H, W]."""
+    mean = window_mean(image, radius)
+    return mean, (window_mean(image * image, radius) - mean**2).clamp(min=0).sqrt()
+
+
 def plane_sweep(
     reference: Tensor, views: list, inverse: Tensor, radius: int, best: int, floor: float
 ) -> Tensor:
     """As ``ops.stereo.plane_sweep``."""
-    mean = window_mean(reference[None], radius)
-    deviation = (window_mean(reference[None] ** 2, radius) - mean**2).clamp(min=0).sqrt()
+    mean, deviation = window_moments(reference[None], radius)
     parts = []
     for some in inverse.split(TOGETHER):
         costs = [_unlike(reference, view, some, radius, mean, deviation, floor) for view in views]
@@ -45,10 +50,9 @@ def _unlike(reference, view, inverse, radius, mean, deviation, floor) -> Tensor:
         padding_mode="border",
         align_corners=False,
     )[:, 0]
-    own = window_mean(shown, radius)
-    variance = (window_mean(shown * shown, radius) - own**2).clamp(min=0)
+    own, spread = window_moments(shown, radius)
     both = window_mean(reference * shown, radius) - mean * own
-    like = (both / (deviation * variance.sqrt() + floor)).clamp(-1, 1)
+    like = (both / (deviation * spread + floor)).clamp(-1, 1)
     return torch.where(inside, 1 - like, 2.0)
 
 
@@ -64,9 +68,9 @@ def smooth_planes(cost: Tensor, small: int, along: Tensor, across: Tensor) -> Te
         out += _paths(lines.flip(0), small, jumps[1:].flip(0)).flip(0)
     planes = total.shape[2]
     best = (total.long() * planes + torch.arange(planes, device=cost.device)).amin(2) % planes
-    inner = best.clamp(1, max(planes - 2, 1))
     if planes < 3:
         return best.float()
+    inner = best.clamp(1, planes - 2)
     low, middle, high = (total.gather(2, (inner + d)[..., None])[..., 0] for d in (-1, 0, 1))
     bend = low + high - 2 * middle
     shift = 0.5 * (low - high).float() / bend.clamp(min=1).float()
