@@ -40,6 +40,9 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, object]:
         description=f"{__doc__}\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     chooser.add_argument("benchmark", metavar="NAME", choices=known)
+    if not argv:
+        chooser.print_help()
+        raise SystemExit(0)
     chosen = chooser.parse_args(argv[:1]).benchmark
     module = importlib.import_module(f"tools.benchmarks.{chosen}")
     parser = argparse.ArgumentParser(f"benchmark.py {chosen}", description=known[chosen])

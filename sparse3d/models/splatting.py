@@ -19,6 +19,10 @@ from .splat_rows import NAMES, keep_rows, parameters
 BYTES_PER_FLOAT = 4
 COPIES = 8
 """Floats held for each number of a Gaussian in training: itself, gradient, two moments, work."""
+PUBLISHED_STEPS = 30_000
+"""Steps of the training that 3DGS's and EDGS's learning rates are for."""
+SETTLED = 0.1
+"""Share of a rate that is left when the training has settled."""
 
 
 @MODELS.register_module()
@@ -38,6 +42,10 @@ class SplattingModel(BaseModel):
             its logarithm.
         hold_rate: share of the training through which that rate stays at the value that it has at
             the end of this share (EDGS: 8,000 of 30,000 steps).
+        rate_power: rates are those of 30,000 steps; a training of fewer multiplies all of them by
+            30,000 / steps to this power. 0: as published, whatever the length.
+        settle: share of the training, its end, through which all rates fall to a tenth, evenly in
+            their logarithm. 0: only the means' rate falls, as published.
         background: rgb in 0..1 where nothing is; 'mean': the mean colour of the photographs.
         antialiased: opacities fall by what the pixel's width adds to a Gaussian (Mip-Splatting).
         exposure: learn a gain and an offset of every training photograph's colours.
@@ -54,6 +62,8 @@ class SplattingModel(BaseModel):
         ssim_weight: float = 0.2,
         final_rate: float = 0.01,
         hold_rate: float = 0.0,
+        rate_power: float = 0.0,
+        settle: float = 0.0,
         background: Sequence[float] | str = (0, 0, 0),
         antialiased: bool = False,
         exposure: bool = False,
@@ -67,6 +77,7 @@ class SplattingModel(BaseModel):
         self.degree_every = degree_every
         self.ssim_weight = ssim_weight
         self.final_rate, self.hold_rate = final_rate, hold_rate
+        self.rate_power, self.settle = rate_power, settle
         self.mode = "antialiased" if antialiased else "classic"
         self.most = _cap(most_gaussians, memory_gb, sh_degree)
         self.steps = 1
@@ -252,7 +263,7 @@ class SplattingModel(BaseModel):
     def train_step(self, data: dict, optim_wrapper) -> dict[str, Tensor]:
         """One step, after which the strategy may change the number of Gaussians."""
         step = int(self.step)
-        self._set_rate(optim_wrapper.optimizer, step)
+        self._set_rates(optim_wrapper.optimizer, step)
         with optim_wrapper.optim_context(self):
             data = self.data_preprocessor(data, True)
             losses = self(**data, mode="loss")
@@ -272,13 +283,17 @@ class SplattingModel(BaseModel):
         self.step += 1
         return log
 
-    def _set_rate(self, optimizer, step: int) -> None:
-        """The means' rate is in extents of the scene and falls."""
-        share = max(step / self.steps, self.hold_rate)
+    def _set_rates(self, optimizer, step: int) -> None:
+        """All rates by the length of the training; the means' also in extents of the scene."""
+        share = min(step / self.steps, 1)
+        factor = max(PUBLISHED_STEPS / self.steps, 1) ** self.rate_power
+        if self.settle:
+            factor *= SETTLED ** max((share - 1 + self.settle) / self.settle, 0)
+        fallen = float(self.extent) * self.final_rate ** max(share, self.hold_rate)
         for group in optimizer.param_groups:
-            if group["params"][0] is self.means:
-                base = group.setdefault("initial_lr", group["lr"])
-                group["lr"] = base * float(self.extent) * self.final_rate ** min(share, 1)
+            base = group.setdefault("initial_lr", group["lr"])
+            of_means = group["params"][0] is self.means
+            group["lr"] = base * factor * (fallen if of_means else 1)
 
     def _drop_bad(self, optimizer) -> bool:
         """Remove the Gaussians with gradients that are not finite, if they are few."""

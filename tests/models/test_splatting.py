@@ -183,6 +183,43 @@ def test_the_rate_of_the_means_falls_in_extents_of_the_scene():
     assert found[5] == pytest.approx(0.1 * found[0], rel=1e-4)
 
 
+def rates_of(steps: int, **options) -> dict[str, list[float]]:
+    """The rate of each parameter in each step, over that of the model as published."""
+    found = []
+    for given in (options, {}):
+        model, wrapper, _ = build(steps=steps, **given)
+        names = {id(getattr(model, name)): name for name in NAMES}
+        rates = {name: [] for name in NAMES}
+        for step in range(steps + 1):
+            model._set_rates(wrapper.optimizer, step)
+            for group in wrapper.optimizer.param_groups:
+                rates[names[id(group["params"][0])]].append(group["lr"])
+        found.append(rates)
+    wanted, published = found
+    return {name: [a / b for a, b in zip(wanted[name], published[name])] for name in NAMES}
+
+
+def test_a_short_training_has_higher_rates_of_everything():
+    for rates in rates_of(300, rate_power=0.5).values():
+        assert rates == pytest.approx([10.0] * 301)
+    for rates in rates_of(300).values():
+        assert rates == pytest.approx([1.0] * 301)
+
+
+def test_no_training_has_lower_rates_than_published():
+    model, wrapper, _ = build(steps=60_000, rate_power=0.5)
+    model._set_rates(wrapper.optimizer, 0)
+    group = next(g for g in wrapper.optimizer.param_groups if g["params"][0] is model.sh0)
+    assert group["lr"] == group["initial_lr"]
+
+
+def test_a_training_settles_at_a_tenth_of_all_rates():
+    for rates in rates_of(20, settle=0.5).values():
+        assert rates[:11] == pytest.approx([1.0] * 11)
+        assert rates[15] == pytest.approx(10**-0.5)
+        assert rates[20] == pytest.approx(0.1)
+
+
 def test_exposure_is_learnt_for_training_views_alone():
     samples = views(poses(2))
     samples[1].images["view"] = (samples[1].images["view"].float() * 0.5).byte()

@@ -1,7 +1,7 @@
 """Dense start against densified sparse points: quality by time and number, on held-out views.
 
 Both train the same model on the same pictures in turns, mark by mark, and what is scheduled goes by
-the share of the time budget that is spent. Time is CPU time of this process (with --threads 1 the
+how many steps will fit into the time. Time is CPU time of this process (with --threads 1 the
 wall time of an idle machine), or with a GPU, which then trains, wall time: making the start counts,
 evaluating does not.
 """
@@ -67,7 +67,7 @@ class Contest:
         method, scene, seed: what it is.
         model, optimizer: in training.
         views: of the training.
-        spent: seconds.
+        spent, stepping: seconds, in all and of the steps alone.
         curve: (seconds, PSNR, SSIM, Gaussians, step) at each mark.
     """
 
@@ -78,6 +78,7 @@ class Contest:
     optimizer: OptimWrapper
     views: list
     spent: float = 0.0
+    stepping: float = 0.0
     order: list[int] = field(default_factory=list)
     curve: list[tuple] = field(default_factory=list)
 
@@ -86,13 +87,23 @@ class Contest:
         while self.spent < mark:
             began = clock()
             step = int(self.model.step)
-            # The schedules' shares are shares of the time.
-            self.model.steps = max(round(step / max(self.spent / budget, 1e-6)), 1)
+            # What is scheduled goes by how many steps will fit into the time.
+            left = (budget - self.spent) / (self.stepping / step if step else self.one_pass())
+            self.model.steps = step + max(round(left), 1)
             torch.manual_seed(1_000_003 * self.seed + step)
             if not self.order:
                 self.order = torch.randperm(len(self.views)).tolist()
             self.model.train_step(collate([self.views[self.order.pop()]]), self.optimizer)
+            self.stepping += clock() - began
             self.spent += clock() - began
+
+    def one_pass(self) -> float:
+        """Seconds of a step that changes nothing."""
+        began = clock()
+        data = self.model.data_preprocessor(collate([self.views[0]]), True)
+        self.model.parse_losses(self.model(**data, mode="loss"))[0].backward()
+        self.optimizer.zero_grad()
+        return clock() - began
 
     def judge(self, test: ViewDataset) -> None:
         """Note how it does on the test views."""
