@@ -9,7 +9,7 @@ are for 30,000 steps, at any length: what learns in 30,000 has hardly begun afte
 data_root = "data/photographs"
 views = dict(type="ColmapViews", data_root=data_root, holdout=8)
 
-model = dict(rate_power=0.65, settle=0.5)
+model = dict(rate_power=0.6, settle=0.5)
 train_dataloader = dict(
     batch_size=1,
     num_workers=0,
