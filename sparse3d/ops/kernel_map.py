@@ -108,10 +108,11 @@ def strided_map(
     if meaning == "minkowski":
         out_shape = shape and tuple(-(-g // s) for g, s in zip(shape, stride))
         cells = coarse_cells(coords, stride) if cells is None else cells
+        table = offset_table(coords, cells, *sizes)
     else:
         out_shape = shape and _reduced_shape(shape, *sizes)
-        cells = _cells(coords, *sizes, out_shape, False)
-    return KernelMap(offset_table(coords, cells, *sizes), cells, out_shape, coords.shape[0])
+        cells, table = _strided(coords, *sizes, out_shape)
+    return KernelMap(table, cells, out_shape, coords.shape[0])
 
 
 def coarse_cells(coords: Tensor, stride: Size) -> Tensor:
@@ -345,11 +346,35 @@ def _(coords, kernel_size, stride, padding, dilation, shape, up):
     return coords.new_empty(torch.library.get_ctx().new_dynamic_size(), coords.shape[1])
 
 
+@torch.library.custom_op("sparse3d::strided_map", mutates_args=())
+def _strided(
+    coords: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    shape: list[int] | None,
+) -> tuple[Tensor, Tensor]:
+    """The cells that ``coords`` reach, and the table that leads to them."""
+    sizes = map(tuple, (kernel_size, stride, padding, dilation))
+    return backend.choose(STRIDED, coords)(coords, *sizes, shape and tuple(shape))
+
+
+@_strided.register_fake
+def _(coords, kernel_size, stride, padding, dilation, shape):
+    found = torch.library.get_ctx().new_dynamic_size()
+    table = coords.new_empty(math.prod(kernel_size), found)
+    return coords.new_empty(found, coords.shape[1]), table
+
+
 # ---------------------------------------------------------------------- implementations
 
 
-def _native_offset_table(fine: Tensor, coarse: Tensor, *sizes: tuple[int, ...]) -> Tensor:
-    table = native.empty(math.prod(sizes[0]), len(coarse), dtype=torch.int32)
+def _native_offset_table(
+    fine: Tensor, coarse: Tensor, *sizes: tuple[int, ...], table: Tensor | None = None
+) -> Tensor:
+    if table is None:
+        table = native.empty(math.prod(sizes[0]), len(coarse), dtype=torch.int32)
     fine, coarse = fine.contiguous(), coarse.contiguous()
     counts = (fine, len(fine), coarse, len(coarse), len(sizes[0]))
     wrong = native.call("s3d_offset_table", *counts, torch.tensor(sizes), table, native.threads())
@@ -380,6 +405,29 @@ def _native_cells(definition: Callable, coords: Tensor, *arguments) -> Tensor:
     return definition(coords, *arguments)  # past int32: the definition says so
 
 
+def _reference_strided(coords: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    *sizes, shape = arguments
+    cells = reference.reached_cells(coords, *sizes, shape)
+    return cells, reference.offset_table(coords, cells, *sizes)
+
+
+def _native_strided(coords: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    *sizes, shape = arguments
+    coords, dims, threads = coords.contiguous(), coords.shape[1] - 1, native.threads()
+    limits, numbers = torch.tensor(shape or (-1,) * dims), torch.tensor(sizes)
+    given = (coords, len(coords), dims, numbers, limits, threads)
+    found = native.call("s3d_strided_find", *given)
+    if not found:  # cells too far apart to be drawn: in two steps
+        cells = _native_cells(reference.reached_cells, coords, *arguments)
+        return cells, _native_offset_table(coords, cells, *sizes)
+    count = native.call("s3d_cells_count", found)
+    cells = native.empty(count, 1 + dims, dtype=torch.int32)
+    table = native.empty(math.prod(sizes[0]), count, dtype=torch.int32)
+    if native.call("s3d_strided_take", found, cells, table, threads):
+        return cells, table
+    return cells, _native_offset_table(coords, cells, *sizes, table=table)
+
+
 OFFSET_TABLE = {
     "reference": reference.offset_table,
     "native": _native_offset_table,
@@ -389,6 +437,11 @@ REVERSE_TABLE = {
     "reference": reference.reverse_table,
     "native": _native_reverse_table,
     "cuda": reference.reverse_table,
+}
+STRIDED = {
+    "reference": _reference_strided,
+    "native": _native_strided,
+    "cuda": _reference_strided,
 }
 REACHED_CELLS = {
     "reference": reference.reached_cells,

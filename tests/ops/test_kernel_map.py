@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -310,12 +312,68 @@ def test_translation_by_the_stride_moves_the_outputs_alone(rows, size, stride, s
 @pytest.mark.parametrize("threads", [1, 2])
 def test_native_tables_over_many_chunks(threads):
     coords = random_coords((60, 50, 40), batch=1, share=0.15)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with backend.forced("native"):
-            ours = submanifold_map(coords, 3).table
-    finally:
-        torch.set_num_threads(before)
+    with backend.forced("native"), _threads(threads):
+        ours = submanifold_map(coords, 3).table
     with backend.forced("reference"):
         assert torch.equal(ours, submanifold_map(coords, 3).table)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("depth", [30, 300])
+@pytest.mark.parametrize(
+    "size,stride,padding,dilation",
+    [(3, 2, 1, 1), (3, 2, (0, 1, 1), 1), ((3, 1, 1), (2, 1, 1), 0, 1), (5, 3, 2, 2), (2, 4, 0, 3)],
+)
+def test_native_maps_of_columns_with_few_cells(size, stride, padding, dilation, depth, threads):
+    """As a scan leaves them: there threads share lines of cells, and columns may be many words."""
+    coords = _scattered((150, 500, depth), 30_000, depth)
+    found = {}
+    for name in IMPLEMENTATIONS:
+        with backend.forced(name), _threads(threads):
+            same = submanifold_map(coords, tuple(k | 1 for k in per_axis(size)), dilation)
+            down = strided_map(coords, size, stride, padding, dilation)
+            floors = strided_map(coords, size, stride, None, dilation, None, "minkowski")
+            found[name] = [t for m in (same, down, floors) for t in (m.table, m.out_coords)]
+    assert all(map(torch.equal, found["native"], found["reference"]))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_native_strided_map_inside_a_small_grid(threads):
+    """The last cells reach outside; whole columns and lines of outputs fall away."""
+    coords = _scattered((200, 200, 40), 20_000, 1)
+    coords[:, 1:] -= coords[:, 1:].amin(0)
+    for shape in [(200, 200, 40), (200, 200, 3), (3, 200, 40), (200, 3, 3)]:
+        found = {}
+        for name in IMPLEMENTATIONS:
+            with backend.forced(name), _threads(threads):
+                down = strided_map(coords, 3, 2, 0, shape=shape)
+                found[name] = down.table, down.out_coords
+        assert all(map(torch.equal, found["native"], found["reference"]))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_unsorted_rows_are_found_by_every_thread(threads):
+    coords = _scattered((100, 300, 20), 30_000, 2)
+    coords[[20_000, 20_001]] = coords[[20_001, 20_000]]
+    with backend.forced("native"), _threads(threads):
+        for build in (lambda: submanifold_map(coords, 3), lambda: strided_map(coords, 3, 2, 1)):
+            with pytest.raises(ValueError, match="row 20001 of the fine"):
+                build()
+
+
+def _scattered(extent: tuple[int, ...], count: int, seed: int) -> torch.Tensor:
+    """[N, 4] int32, ascending: cells of samples 0 and 2 anywhere in a box, some below zero."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randint(0, 2, (count,), generator=generator) * 2]
+    columns += [torch.randint(-5, size - 5, (count,), generator=generator) for size in extent]
+    return torch.unique(torch.stack(columns, 1).int(), dim=0)
+
+
+@contextlib.contextmanager
+def _threads(number: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,8 +4,11 @@
 // exist. A kernel line (kx, ky) links a run of output cells to one run of input cells, found by walking
 // two sorted lists of runs; inside the run every offset along the last axis is a bit, and its row the
 // number of bits below it. Work per cell has no branches.
+//
+// Where columns have few cells and can be drawn, kernel_map_submanifold.cpp and kernel_map_index.cpp are
+// faster: there most entries of a table are empty, and these only look at those that are not.
 #include "array.h"
-#include "kernel_map.h"
+#include "kernel_map_index.h"
 
 #include <omp.h>
 
@@ -409,6 +412,14 @@ void build(Builder& b, int64_t threads) {
   }
 }
 
+// Whether output cells are the input cells, in the same rows, and the kernel is centred.
+bool is_submanifold(const Geometry& g, const int32_t* fine, int64_t n, const int32_t* coarse, int64_t m) {
+  bool centred = fine == coarse && n == m;
+  for (int a = 0; a < 3; a++)
+    centred &= g.stride[a] == 1 && g.size[a] % 2 && 2 * g.padding[a] == g.reach(a);
+  return centred;
+}
+
 }  // namespace
 
 // table [offsets, m]: the row of fine [n] for each offset and row of coarse [m], or -1. geometry [4, dims].
@@ -422,6 +433,11 @@ EXPORT int64_t s3d_offset_table(const int32_t* fine, int64_t n, const int32_t* c
     std::fill(table, table + whole.size[2] * plane, -1);
     return 0;
   }
+  const bool done = has_short_columns(fine, n, (int)dims) &&
+                    (is_submanifold(whole, fine, n, coarse, m)
+                         ? submanifold_table(fine, n, (int)dims, whole, table, threads)
+                         : relation_table(fine, n, coarse, m, (int)dims, whole, table, threads));
+  if (done) return 0;
   const int64_t most = std::max<int64_t>(1, kWidest / whole.dilation[2] + 1);
   for (int64_t z = 0; z < whole.size[2]; z += most) {  // mostly one pass
     Geometry part = whole;

@@ -1,16 +1,11 @@
 // The output cells of strided and transposed convolutions.
 //
-// Offsets along the axes are independent. Where the cells' surroundings are small enough to be drawn,
-// output columns (cells of the same batch, x and y) are bits of a plane that the inputs set, and the cells
-// of each are bits again. Elsewhere the axes are treated one after the other: the last one within runs of
+// Offsets along the axes are independent. Where the cells' surroundings are small enough they are drawn
+// (kernel_map_drawn.cpp). Elsewhere the axes are treated one after the other: the last one within runs of
 // cells that are kept as bits, the others by merging one shifted list of runs per offset.
-#include "kernel_map.h"
+#include "kernel_map_index.h"
 
-#include <omp.h>
-
-#include <atomic>
 #include <utility>
-#include <vector>
 
 namespace {
 
@@ -119,186 +114,6 @@ std::vector<Run> merge(const std::vector<Run>& runs, std::vector<Step>& steps, R
     out.push_back(next);
   }
 }
-
-// What s3d_cells_find hands out: cells in parts.
-struct Found {
-  const int dims;
-  std::vector<int64_t> counts;  // cells before each part, and all of them
-  explicit Found(int dims) : dims(dims) {}
-  virtual ~Found() {}
-  // Writes the cells of a part from cell `at` on; false: one leaves int32.
-  virtual bool write(int part, int32_t* at) const = 0;
-  int parts() const { return (int)counts.size() - 1; }
-  void sum_up() {
-    for (int part = 0; part < parts(); part++) counts[part + 1] += counts[part];
-  }
-};
-
-// Cells drawn on the plane of their columns.
-class Plane : public Found {
- public:
-  Plane(const int32_t* coords, int64_t n, int dims) : Found(dims), coords(coords), n(n) {}
-
-  // Finds the cells; false where the plane would be too large.
-  bool find(const Geometry& g, const int64_t* limits, bool up) {
-    if (!measure(g, limits, up)) return false;
-    draw_columns();
-    draw_cells();
-    const int64_t words = columns.size(), share = (words + 15) / 16;
-    for (int64_t at = 0; at < words; at += share) begins.push_back(at);
-    begins.push_back(words);
-    counts.assign(begins.size(), 0);
-    count_cells();
-    sum_up();
-    return true;
-  }
-
-  bool write(int part, int32_t* at) const override {
-    int64_t column = before[begins[part]];
-    for (int64_t word = begins[part]; word < begins[part + 1]; word++)
-      for (uint64_t left = columns[word]; left; left &= left - 1, column++) {
-        const int64_t line = word / width;
-        const int32_t batch = (int32_t)(line / x.count + first_batch);
-        const int32_t to_x = (int32_t)(line % x.count + x.low);
-        const int32_t to_y = (int32_t)(word % width * 64 + __builtin_ctzll(left) + y.low);
-        for (int64_t d = 0; d < depth; d++)
-          for (uint64_t bits = cells[column * depth + d]; bits; bits &= bits - 1) {
-            *at++ = batch;
-            if (dims == 3) *at++ = to_x;
-            *at++ = to_y;
-            *at++ = (int32_t)(z.low + d * 64 + __builtin_ctzll(bits));
-          }
-      }
-    return true;
-  }
-
- private:
-  static constexpr int64_t kDeepest = 16;  // words of a column
-
-  // One axis: its outputs, and which of them each input reaches.
-  struct Axis {
-    int64_t least = 0, low = 0, count = 0;  // least input, least output, outputs
-    std::vector<int32_t> first, to;         // of each input from `least` on, less low
-
-    // Of the inputs from .. last; false where an output leaves int32.
-    bool set(const Geometry& g, int a, int64_t from, int64_t last, int64_t limit, bool up) {
-      least = from;
-      std::vector<int64_t> reached;
-      for (int64_t input = from; input <= last; input++) {
-        first.push_back((int32_t)reached.size());
-        for (int64_t k = 0; k < g.size[a]; k++) {
-          const int64_t move = g.dilation[a] * k - g.padding[a];
-          int64_t output = up ? g.stride[a] * input + move : input - move;
-          if (!up && output % g.stride[a]) continue;
-          if (!up) output /= g.stride[a];
-          if (limit < 0 || (output >= 0 && output < limit)) reached.push_back(output);
-        }
-      }
-      first.push_back((int32_t)reached.size());
-      if (reached.empty()) return true;
-      const auto ends = std::minmax_element(reached.begin(), reached.end());
-      low = *ends.first;
-      count = *ends.second - low + 1;
-      for (int64_t output : reached) to.push_back((int32_t)(output - low));
-      return low >= INT32_MIN && *ends.second <= INT32_MAX && count <= INT32_MAX;
-    }
-  };
-
-  const int32_t* coords;
-  const int64_t n;
-  Axis x, y, z;
-  int64_t first_batch = 0, width = 0, depth = 0;  // words of a line (batch, x), and of a column
-  std::vector<int32_t> starts;           // first row of each input column, and n
-  std::vector<uint64_t> columns, cells;  // bits along y of each line; along z of each column
-  std::vector<int32_t> before;           // columns before each word
-  std::vector<int64_t> begins;           // words where parts begin
-
-  // Extents, and whether they can be drawn.
-  bool measure(const Geometry& g, const int64_t* limits, bool up) {
-    if (!n || n > (1 << 27)) return false;  // numbers of columns are int32
-    const int64_t most = 1 << 16;
-    Extent in;
-    in.cover_rows(coords, 0, n, dims);
-    first_batch = in.low[0];
-    const int64_t batches = in.high[0] - in.low[0] + 1;
-    Axis* const axis[3] = {&x, &y, &z};
-    for (int a = 0; a < 3; a++) {
-      if (in.high[a + 1] - in.low[a + 1] >= most || g.size[a] > 64) return false;
-      const int64_t limit = a < 3 - dims ? -1 : limits[a - 3 + dims];
-      if (!axis[a]->set(g, a, in.low[a + 1], in.high[a + 1], limit, up)) return false;
-    }
-    width = (y.count + 63) / 64;
-    depth = (z.count + 63) / 64;
-    if (batches > most || x.count > (1 << 24) || width > most || depth > kDeepest) return false;
-    const int64_t words = batches * x.count * width;
-    if (words > std::max<int64_t>(1 << 14, 2 * n)) return false;
-    columns.assign(words, 0);
-    return true;
-  }
-
-  const int32_t* row(int64_t i) const { return coords + i * (1 + dims); }
-
-  // Sets the columns that the inputs reach.
-  S3D_CLONES void draw_columns() {
-    const int32_t *first_x = x.first.data(), *to_x = x.to.data();
-    const int32_t *first_y = y.first.data(), *to_y = y.to.data();
-    uint64_t* const plane = columns.data();
-    starts.reserve(n + 1);
-    for (int64_t i = 0; i < n; i++) {
-      if (i && same_column(row(i), dims)) continue;
-      starts.push_back((int32_t)i);
-      const int64_t line = (row(i)[0] - first_batch) * x.count;
-      const int64_t at_x = cell(row(i), 1, dims) - x.least, at_y = cell(row(i), 2, dims) - y.least;
-      for (int32_t kx = first_x[at_x]; kx < first_x[at_x + 1]; kx++)
-        for (int32_t ky = first_y[at_y]; ky < first_y[at_y + 1]; ky++)
-          plane[(line + to_x[kx]) * width + (to_y[ky] >> 6)] |= (uint64_t)1 << (to_y[ky] & 63);
-    }
-    starts.push_back((int32_t)n);
-    before.resize(columns.size() + 1);
-    int32_t count = 0;
-    for (size_t word = 0; word < columns.size(); word++) {
-      before[word] = count;
-      count += (int32_t)__builtin_popcountll(plane[word]);
-    }
-    before.back() = count;
-  }
-
-  // Sets the cells of every column.
-  S3D_CLONES void draw_cells() {
-    cells.assign((size_t)before.back() * depth, 0);
-    const int32_t *first_x = x.first.data(), *to_x = x.to.data();
-    const int32_t *first_y = y.first.data(), *to_y = y.to.data();
-    const int32_t *first_z = z.first.data(), *to_z = z.to.data();
-    const uint64_t* const plane = columns.data();
-    uint64_t* const out = cells.data();
-    uint64_t own[kDeepest];
-    for (size_t c = 0; c + 1 < starts.size(); c++) {
-      for (int64_t d = 0; d < depth; d++) own[d] = 0;
-      for (int64_t i = starts[c]; i < starts[c + 1]; i++) {
-        const int64_t at = row(i)[dims] - z.least;
-        for (int32_t k = first_z[at]; k < first_z[at + 1]; k++)
-          own[to_z[k] >> 6] |= (uint64_t)1 << (to_z[k] & 63);
-      }
-      const int32_t* from = row(starts[c]);
-      const int64_t line = (from[0] - first_batch) * x.count;
-      const int64_t at_x = cell(from, 1, dims) - x.least, at_y = cell(from, 2, dims) - y.least;
-      for (int32_t kx = first_x[at_x]; kx < first_x[at_x + 1]; kx++)
-        for (int32_t ky = first_y[at_y]; ky < first_y[at_y + 1]; ky++) {
-          const int64_t word = (line + to_x[kx]) * width + (to_y[ky] >> 6);
-          const uint64_t below = plane[word] & (((uint64_t)1 << (to_y[ky] & 63)) - 1);
-          uint64_t* const to = out + (before[word] + __builtin_popcountll(below)) * depth;
-          for (int64_t d = 0; d < depth; d++) to[d] |= own[d];
-        }
-    }
-  }
-
-  // Cells of the parts, into counts.
-  S3D_CLONES void count_cells() {
-    for (int part = 0; part < parts(); part++)
-      for (int64_t i = before[begins[part]] * depth; i < before[begins[part + 1]] * depth; i++)
-        counts[part + 1] += __builtin_popcountll(cells[i]);
-  }
-};
 
 // Finds the cells that the rows reach: coarse ones (down), or fine ones (up).
 struct Finder : Found {
@@ -489,9 +304,8 @@ struct Finder : Found {
 // functions below; 0 when a cell leaves int32. coords and limits must live until then.
 EXPORT int64_t s3d_cells_find(const int32_t* coords, int64_t n, int64_t dims, const int64_t* geometry,
                               const int64_t* limits, int64_t up, int64_t threads) {
-  Plane* plane = new Plane(coords, n, (int)dims);
-  if (plane->find(Geometry(geometry, (int)dims), limits, up)) return (int64_t)(Found*)plane;
-  delete plane;
+  if (Found* drawn = draw_reached(coords, n, (int)dims, Geometry(geometry, (int)dims), limits, up, threads))
+    return (int64_t)drawn;
   Finder* finder = new Finder(coords, n, (int)dims, geometry, limits, up);
   finder->find(threads);
   if (!finder->overflow) return (int64_t)(Found*)finder;
