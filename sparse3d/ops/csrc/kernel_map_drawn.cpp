@@ -11,32 +11,23 @@ class Drawn : public Found {
 
   // Finds the cells; false where they cannot be drawn.
   bool find(const int64_t* limits, int64_t threads) {
+    in.cover_rows(coords, 0, n, dims);  // threads that wait for each other cost more than this
+    if (!measure(limits)) return false;
     const int team = up ? 1 : useful_threads(threads, n, 8192);
-    std::vector<Extent> extents(team);
-    std::vector<int64_t> found, sums;
-    bool fits = false;
+    std::vector<int64_t> found(team, 0), sums(team + 1, 0);
+    bool fits = true;
 #pragma omp parallel num_threads(team)
     {
       const int parts = omp_get_num_threads(), part = omp_get_thread_num();
-      const int64_t begin = n * part / parts, end = n * (part + 1) / parts;
-      extents[part].cover_rows(coords, begin, end, dims);
+      found[part] = columns.find(coords, n * part / parts, n * (part + 1) / parts, dims, in.low,
+                                 in.high[1] - in.low[1] + 1);
+      index.clear(part, parts);
 #pragma omp barrier
 #pragma omp single
       {
-        for (int t = 0; t < parts; t++) in.cover(extents[t]);
-        found.assign(parts, 0);
-        sums.assign(parts + 1, 0);
-        fits = measure(limits);
-      }
-      if (fits) {
-        found[part] = columns.find(coords, begin, end, dims, in.low, in.high[1] - in.low[1] + 1);
-        index.clear(part, parts);
-#pragma omp barrier
-#pragma omp single
-        {
-          columns.join(found, n);
-          fits = columns.ascending || parts == 1;  // the order of the rows tells the threads' shares
-        }
+        found.resize(parts);  // there may be fewer threads than asked
+        columns.join(found, n);
+        fits = columns.ascending || parts == 1;  // the order of the rows tells the threads' shares
       }
       if (fits) draw(part, parts, sums);
     }
@@ -69,11 +60,15 @@ class Drawn : public Found {
   bool ascending() const { return columns.ascending; }
   bool short_columns() const { return n < 3 * columns.count; }
 
-  // The table [offsets, cells] of the map to these cells, from the inputs.
-  void write_table(int32_t* table, int64_t threads) const {
+  // Writes the cells, and the table [offsets, cells] of the map to them.
+  void write_map(int32_t* cells, int32_t* table, int64_t threads) const {
     const Relation relation{coords, dims, counts.back(), g, x, y, z, columns, index, in.low[0]};
 #pragma omp parallel num_threads(useful_threads(threads, n + counts.back(), 8192))
-    relation.write(table, omp_get_thread_num(), omp_get_num_threads());
+    {
+#pragma omp for schedule(static) nowait
+      for (int part = 0; part < parts(); part++) write(part, cells + counts[part] * (1 + dims));
+      relation.write(table, omp_get_thread_num(), omp_get_num_threads());
+    }
   }
 
  private:
@@ -142,7 +137,6 @@ class Drawn : public Found {
     with_bits([&]() __attribute__((always_inline)) { draw_columns(first, last, begin, end); });
     int64_t count = add_up(count_bits(index.plane.get() + from, to - from));
     number(index.plane.get() + from, to - from, count, index.before.get() + from);
-#pragma omp barrier
 #pragma omp single
     {
       int64_t columns = 0;
@@ -291,8 +285,8 @@ EXPORT int64_t s3d_strided_find(const int32_t* coords, int64_t n, int64_t dims, 
 // [offsets, count] where that is the fastest way to it: returns 1, else 0.
 EXPORT int64_t s3d_strided_take(int64_t given, int32_t* cells, int32_t* table, int64_t threads) {
   const Drawn* const drawn = static_cast<Drawn*>((Found*)given);
-  const bool write = drawn->counts.back() && drawn->short_columns();
-  if (write) drawn->write_table(table, threads);
-  s3d_cells_take(given, cells, threads);
-  return write;
+  if (!drawn->counts.back() || !drawn->short_columns()) return s3d_cells_take(given, cells, threads);
+  drawn->write_map(cells, table, threads);
+  delete drawn;
+  return 1;
 }
