@@ -12,7 +12,6 @@ ones give NaN. $SPARSE3D_ISA=avx512 turns that off.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import backend, native, spconv_adapter
 from .kernel_map import check_table, refuse_rows
@@ -20,7 +19,6 @@ from .pairs import LEVELS, PairLists, cpu_level, pair_lists, tile_lists
 from .reference import conv as reference
 
 NO_FINISH = (None, None, None, 0)
-AVX512_BF16 = 4  # as the kernels number instruction sets
 AMX = 2  # as s3d_conv_bf16_available says
 
 
@@ -280,21 +278,6 @@ def _native_conv(
         return _bf16_conv(features, weight, bias, table, groups, reverse, transposed, finish)
     if features.dtype != torch.float32:
         return _reference_conv(features, weight, bias, table, groups, reverse, transposed)
-    given = (features, weight, bias, table, groups, reverse, transposed, finish)
-    return _call_conv(*given, cpu_level())
-
-
-def _call_conv(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    table: Tensor,
-    groups: int,
-    reverse: Tensor | None,
-    transposed: bool,
-    finish: tuple,
-    level: int,
-) -> Tensor:
     pairs = _pairs(table, reverse, features)
     bias = None if bias is None else bias.contiguous()
     inputs = features.shape[1] // groups
@@ -302,7 +285,7 @@ def _call_conv(
     out = native.empty(table.shape[1], outputs * groups)
     sizes = (table.shape[1], len(table), groups, inputs, outputs)
     given = (features, weight, int(transposed), bias, *finish, *pairs.arguments(), *sizes)
-    native.call("s3d_sparse_conv", *given, out, level, native.threads())
+    native.call("s3d_sparse_conv", *given, out, cpu_level(), native.threads())
     return out
 
 
@@ -370,53 +353,40 @@ def _bf16_conv(
     finish: tuple,
 ) -> Tensor:
     scale, shift, residual, relu = finish
-    if groups > 1 or _bf16_level() < AMX:
-        residual = None if residual is None else residual.float()
-        finish = (scale, shift, residual, relu)
-        if groups == 1 and _bf16_level():
-            weight = weight.transpose(1, 2) if transposed else weight
-            operands = _channel_pairs(features, weight)
-            given = (*operands, bias, table, groups, reverse, False, finish, AVX512_BF16)
-            return _call_conv(*given).bfloat16()
+    level = _bf16_level()
+    if groups > 1 or not level:
+        finish = (scale, shift, None if residual is None else residual.float(), relu)
         exact = (features.float(), weight.float(), bias, table, groups, reverse, transposed)
         return _native_conv(*exact, finish).bfloat16()
-    tiles = tile_lists(table, reverse)
-    refuse_rows(tiles.highest >= len(features), table, len(features))
+    name, lists = "s3d_sparse_conv_bf16", pair_lists
+    if level == AMX:
+        name, lists = "s3d_sparse_conv_bf16_tiles", tile_lists
+    found = lists(table, reverse)
+    refuse_rows(found.highest >= len(features), table, len(features))
     shift = shift if bias is None else bias.contiguous()  # never both
     inputs, outputs = features.shape[1], weight.shape[1 if transposed else 2]
     out = native.empty(table.shape[1], outputs, dtype=torch.bfloat16)
     sizes = (table.shape[1], len(table), inputs, outputs)
     ending = (scale, shift, residual, relu)
-    given = (features, weight, int(transposed), *ending, *tiles.arguments(), *sizes)
-    native.call("s3d_sparse_conv_bf16", *given, out, native.threads())
+    given = (features, weight, int(transposed), *ending, *found.arguments(), *sizes)
+    native.call(name, *given, out, native.threads())
     return out
 
 
 def _bf16_weight_grad(
     features: Tensor, grad: Tensor, table: Tensor, groups: int, reverse: Tensor | None
 ) -> Tensor:
-    if groups > 1 or _bf16_level() < AMX:
+    level = _bf16_level()
+    if groups > 1 or not level:
         exact = (features.float(), grad.float(), table, groups, reverse)
         return _native_weight_grad(*exact).bfloat16()
     pairs = _pairs(table, reverse, features)
     inputs, outputs = features.shape[1], grad.shape[1]
     result = torch.empty(len(table), inputs, outputs)
     sizes = (table.shape[1], len(table), inputs, outputs)
-    given = (features, grad, *pairs.arguments(), *sizes, result)
+    given = (features, grad, *pairs.arguments(), *sizes, result, int(level == AMX))
     native.call("s3d_sparse_conv_weight_grad_bf16", *given, native.threads())
     return result.bfloat16()
-
-
-def _channel_pairs(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """bfloat16 operands, two input channels in each element of what claims to be float32."""
-    odd = features.shape[1] % 2
-    if odd or features.storage_offset() % 2:
-        features = F.pad(features, (0, odd)) if odd else features.clone()
-        weight = F.pad(weight, (0, 0, 0, odd))
-    offsets, inputs, outputs = weight.shape
-    pairs = weight.reshape(offsets, inputs // 2, 2, outputs).transpose(2, 3)
-    pairs = pairs.reshape(offsets, inputs // 2, 2 * outputs).contiguous()
-    return features.view(torch.float32), pairs.view(torch.float32)
 
 
 def _bf16_level() -> int:

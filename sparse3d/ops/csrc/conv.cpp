@@ -10,12 +10,10 @@
 #include <algorithm>
 #include <vector>
 
-// level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one);
-// 4, where s3d_conv_bf16_available tells of it: AVX512-BF16, on elements of two bfloat16 channels.
+// level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
 static const ConvKernels& conv_kernels(int64_t level) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (level == 4) return conv_avx512_bf16;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if ((level == 0 || level == 3) && __builtin_cpu_supports("avx512f")) return conv_avx512;
   if (level != 1 && avx2) return conv_avx2;

@@ -72,5 +72,5 @@ static inline int64_t gradient_ranges(int64_t n_out) {
 }
 
 #define CONV_HIDDEN __attribute__((visibility("hidden")))
-CONV_HIDDEN extern const ConvKernels conv_plain, conv_avx2, conv_avx512, conv_avx512_bf16, conv_amx_float;
+CONV_HIDDEN extern const ConvKernels conv_plain, conv_avx2, conv_avx512, conv_amx_float;
 CONV_HIDDEN bool tiles_exist();  // AMX's, for this process

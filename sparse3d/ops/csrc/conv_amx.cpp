@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "conv_amx.h"
+#include "conv_bf16_rows.h"
 
 namespace {
 
@@ -89,20 +90,6 @@ inline void sum_steps(const Bf16Call& q, const ConvTiles& t, int64_t g, int64_t 
   if (WIDE) _tile_stored(3, corner + 16 * 32 + 16, 128);
 }
 
-inline void write(const Bf16Call& q, __m512 v, int64_t row, int64_t c) {
-  const __mmask16 m = lanes16(q.cout - c);
-  if (q.shift) {
-    const __m512 shift = _mm512_maskz_loadu_ps(m, q.shift + c);
-    v = q.scale ? _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(m, q.scale + c), shift) : _mm512_add_ps(v, shift);
-  }
-  if (q.residual) {
-    const __m256i halves = _mm256_maskz_loadu_epi16(m, q.residual + row * q.cout + c);
-    v = _mm512_add_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)));
-  }
-  if (q.relu) v = _mm512_maskz_max_ps(0xffff, v, _mm512_setzero_ps());
-  _mm256_mask_storeu_epi16(q.y + row * q.cout + c, m, (__m256i)_mm512_cvtneps_pbh(v));
-}
-
 enum Keeping { FINAL, FIRST, MORE };  // a corner is the result, or begins or adds to a sum
 
 inline void keep(const Bf16Call& q, const uint16_t* out, const float* corner, int64_t first_row,
@@ -119,7 +106,8 @@ inline void keep(const Bf16Call& q, const uint16_t* out, const float* corner, in
     }
 }
 
-void forward(const Bf16Call& q, const ConvTiles& t, int64_t b, Scratch& scratch) {
+void forward(const Bf16Call& q, int64_t b, Scratch& scratch) {
+  const ConvTiles& t = *q.tiles;
   const int64_t first_row = b * t.block, rows = least(t.block, q.n_out - first_row);
   const int64_t nc = parts(q.cin, 32), width = parts(q.cout, 32) * 32;
   const int64_t initial = t.blocks[b] + parts(rows, GROUP);  // these groups hold each row once
@@ -150,15 +138,6 @@ void forward(const Bf16Call& q, const ConvTiles& t, int64_t b, Scratch& scratch)
 constexpr int64_t CHUNK = 256;  // pairs that are laid out at a time
 
 int64_t sum_size(int64_t cin, int64_t cout) { return parts(cin, 32) * parts(cout, 32) * 4 * 256; }
-
-// Two rows of 32 channels -> their channels side by side: 0 to 15 in `low`, 16 to 31 in `high`.
-inline void interleave(__m512i a, __m512i b, __m512i* low, __m512i* high) {
-  alignas(64) static const uint16_t LOW[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                               8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i index = _mm512_load_si512(LOW);
-  *low = _mm512_permutex2var_epi16(a, index, b);
-  *high = _mm512_permutex2var_epi16(a, _mm512_add_epi16(index, _mm512_set1_epi16(16)), b);
-}
 
 // 32 channels from c on of 32 rows (`count` of which exist) as two tiles, `apart` elements from each
 // other: pairs of rows side by side, or (TURNED) channels by rows.
@@ -220,9 +199,9 @@ void gradient_chunk(const Bf16Call& q, const int32_t* in, const uint16_t* out, i
     }
 }
 
-void gradient(const Bf16Call& q, const ConvPairs& pairs, int64_t b, int64_t k, float* sum,
-              Scratch& scratch) {
-  const int64_t list = b * q.offsets + (pairs.mirror ? q.offsets - 1 - k : k);
+void gradient(const Bf16Call& q, int64_t b, int64_t k, float* sum, Scratch& scratch) {
+  const ConvPairs& pairs = *q.pairs;
+  const int64_t list = q.list(b, k);
   const int64_t wide = parts(q.cin, 32) + parts(q.cout, 32);
   uint16_t* memory = (uint16_t*)scratch.get(wide * 32 * CHUNK * sizeof(uint16_t));
   const int64_t end = pairs.starts[list + 1];
@@ -242,12 +221,12 @@ void unpack(const Bf16Call& q, const float* sum, float* dw) {
 
 }  // namespace
 
-const AmxKernels conv_amx = {tiles_available, begin_tiles, end_tiles, packed_size, pack,
-                             forward,         sum_size,    gradient,  unpack};
+const Bf16Kernels conv_amx = {tiles_available, begin_tiles, end_tiles, packed_size, pack,
+                              forward,         sum_size,    gradient,  unpack};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
 #else
 static bool available() { return false; }
-const AmxKernels conv_amx = {available, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+const Bf16Kernels conv_amx = {available};
 #endif

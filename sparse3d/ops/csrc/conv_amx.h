@@ -16,12 +16,11 @@
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16")
 #endif
 
+#include "conv_lanes.h"
+
 namespace {
 
 constexpr int64_t TILE = 512;  // bfloat16 elements of a tile: 16 rows of 32
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // Whether the processor has AMX and AVX512-BF16 and Linux lends this process the tile registers.
 inline bool tiles_available() {
@@ -44,9 +43,6 @@ alignas(64) const TileConfiguration EIGHT_WHOLE_TILES = {
 
 inline void begin_tiles() { _tile_loadconfig(&EIGHT_WHOLE_TILES); }
 inline void end_tiles() { _tile_release(); }
-
-inline __mmask32 lanes32(int64_t n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1; }
-inline __mmask16 lanes16(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
 // 16 rows of 16 elements of four bytes -> `to`, 64 bytes a row, with rows and columns exchanged.
 inline void transpose(const __m512i* r, void* to) {

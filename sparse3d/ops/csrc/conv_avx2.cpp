@@ -29,7 +29,6 @@ struct Vec {
   static void store(float* p, Mask m, Reg v) { _mm256_maskstore_ps(p, m, v); }
   static Reg all(float s) { return _mm256_set1_ps(s); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
-  static Reg product(Reg a, Reg b, Reg c) { return fma(a, b, c); }
 
   static Index index(const int32_t* lane) { return _mm256_loadu_si256((const __m256i*)lane); }
   static Reg spread(Reg v, Index i) { return _mm256_permutevar8x32_ps(v, i); }

@@ -13,9 +13,7 @@
 #include "conv_avx512_vec.h"
 
 namespace {
-struct Vec : Avx512 {
-  static Reg product(Reg a, Reg b, Reg c) { return fma(a, b, c); }
-};
+struct Vec : Avx512 {};
 }  // namespace
 
 #include "conv_kernels.h"

@@ -1,28 +1,259 @@
-// Convolution kernels for bfloat16 on AVX512-BF16, where there are no AMX tiles. They are those for float
-// on elements that hold two channels each: a product is of two channels, summed in float.
-#include "conv.h"
+// bfloat16 convolution kernels on AVX512-BF16, summed in float, for processors without AMX tiles.
+//
+// An instruction multiplies 16 pairs of numbers and adds both products. The pairs of `forward` are two
+// input channels, those of `gradient` two rows.
+#include "conv_bf16.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #include <string.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bf16"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bf16")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16")
 #endif
 
-#include "conv_avx512_vec.h"
+#include "conv_bf16_rows.h"
 
 namespace {
-struct Vec : Avx512 {
-  static Reg product(Reg a, Reg b, Reg c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
-};
+
+bool available() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+
+void nothing() {}
+
+inline __m512 product(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+
+inline __m512i both(const uint16_t* pair) {  // a pair, 16 times
+  int32_t bits;
+  memcpy(&bits, pair, sizeof bits);
+  return _mm512_set1_epi32(bits);
+}
+
+constexpr int64_t W = 16, MOST = 4;  // outputs in a vector, vectors of a tile
+
+// Calls body(first vector, number of vectors) so that near-equal panels cover `vectors` vectors.
+template <class Body>
+inline void for_panels(int64_t vectors, const Body& body) {
+  const int64_t panels = parts(vectors, MOST);
+  for (int64_t p = 0; p < panels; p++) {
+    const int64_t first = vectors * p / panels;
+    body(first, vectors * (p + 1) / panels - first);
+  }
+}
+
+// ------------------------------------------------------------------------- forward, gradient of x
+
+int64_t packed_size(int64_t cin, int64_t cout) { return parts(cin, 2) * 2 * parts(cout, W) * W; }
+
+// Panel after panel [cin / 2, nv * W outputs, 2 inputs]; zeros past the ends.
+void pack(const Bf16Call& q, const uint16_t* w, bool transposed, int64_t k, uint16_t* to) {
+  const int64_t w_in = transposed ? 1 : q.cout, w_out = transposed ? q.cin : 1;
+  const uint16_t* wk = w + k * q.cin * q.cout;
+  for_panels(parts(q.cout, W), [&](int64_t v, int64_t nv) {
+    const int64_t columns = least(nv * W, q.cout - v * W);
+    for (int64_t i = 0; i < q.cin; i += 2, to += nv * W * 2) {
+      const uint16_t* from = wk + i * w_in + v * W * w_out;
+      const bool odd = i + 1 == q.cin;
+      for (int64_t j = 0; j < columns; j++) {
+        to[j * 2] = from[j * w_out];
+        to[j * 2 + 1] = odd ? 0 : from[w_in + j * w_out];
+      }
+      memset(to + columns * 2, 0, sizeof(uint16_t) * 2 * (nv * W - columns));
+    }
+  });
+}
+
+inline void fetch(const void* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)row + i);
+}
+
+// MR rows x NV vectors of outputs += STEPS pairs of input channels.
+template <int NV, int MR, int STEPS>
+inline void steps(const uint16_t* const* x, int64_t c, const uint16_t* w, __m512 (&sum)[MR][NV]) {
+  for (int s = 0; s < STEPS; s++) {
+    __m512i b[NV];
+    for (int v = 0; v < NV; v++) b[v] = _mm512_loadu_si512(w + (s * NV + v) * W * 2);
+    for (int r = 0; r < MR; r++) {
+      const __m512i a = both(x[r] + c + s * 2);
+      for (int v = 0; v < NV; v++) sum[r][v] = product(sum[r][v], a, b[v]);
+    }
+  }
+}
+
+// MR output rows x NV vectors live in registers while input channels stream by.
+template <int NV, int MR>
+inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin, float* const* y) {
+  constexpr int STEPS = NV > 2 ? 1 : 4;  // several at once where row pointers are short of registers
+  constexpr int64_t PAIR = NV * W * 2;
+  __m512 sum[MR][NV];
+  for (int r = 0; r < MR; r++)
+    for (int v = 0; v < NV; v++) sum[r][v] = _mm512_load_ps(y[r] + W * v);
+  int64_t c = 0;
+  for (; c + 2 * STEPS <= cin; c += 2 * STEPS, w += STEPS * PAIR) steps<NV, MR, STEPS>(x, c, w, sum);
+  if (STEPS > 1)
+    for (; c + 2 <= cin; c += 2, w += PAIR) steps<NV, MR, 1>(x, c, w, sum);
+  if (c < cin)  // the last channel is alone: what follows it in memory is another row's, or nobody's
+    for (int r = 0; r < MR; r++) {
+      const __m512i a = _mm512_set1_epi32(x[r][c]);
+      for (int v = 0; v < NV; v++) sum[r][v] = product(sum[r][v], a, _mm512_loadu_si512(w + v * W * 2));
+    }
+  for (int r = 0; r < MR; r++)
+    for (int v = 0; v < NV; v++) _mm512_store_ps(y[r] + W * v, sum[r][v]);
+}
+
+// The last n <= MR pairs of a list as a full tile, whose missing rows go nowhere.
+template <int NV, int MR>
+void last_tile(const uint16_t* x, const uint16_t* w, int64_t cin, const int32_t* in, const uint16_t* out,
+               int64_t n, float* y, int64_t width) {
+  const uint16_t* a[MR];
+  float* o[MR];
+  alignas(64) float spare[NV * W];
+  for (int v = 0; v < NV; v++) _mm512_store_ps(spare + v * W, _mm512_setzero_ps());
+  for (int j = 0; j < MR; j++) {
+    a[j] = x + in[j < n ? j : 0] * cin;
+    o[j] = j < n ? y + out[j] * width : spare;
+  }
+  tile<NV, MR>(a, w, cin, o);
+}
+
+// All pairs of one list, for NV vectors of outputs.
+template <int NV>
+void pairs_times_weight(const uint16_t* x, const uint16_t* w, int64_t cin, const int32_t* in,
+                        const uint16_t* out, int64_t n, float* y, int64_t width) {
+  constexpr int MR = NV == 1 ? 14 : NV == 2 ? 12 : NV == 3 ? 8 : 6;
+  const uint16_t* a[MR];
+  float* o[MR];
+  int64_t r = 0;
+  for (; r + MR <= n; r += MR) {
+    for (int j = 0; j < MR; j++) {
+      a[j] = x + in[r + j] * cin;
+      o[j] = y + out[r + j] * width;
+    }
+    if (r + 2 * MR <= n)
+      for (int j = 0; j < MR; j++) {
+        fetch(x + in[r + MR + j] * cin, cin * 2);
+        fetch(y + out[r + MR + j] * width, NV * W * 4);
+      }
+    tile<NV, MR>(a, w, cin, o);
+  }
+  if (n - r > MR / 2)
+    last_tile<NV, MR>(x, w, cin, in + r, out + r, n - r, y, width);
+  else if (n > r)
+    last_tile<NV, MR / 2>(x, w, cin, in + r, out + r, n - r, y, width);
+}
+
+void forward(const Bf16Call& q, int64_t b, Scratch& scratch) {
+  const ConvPairs& pairs = *q.pairs;
+  const int64_t first_row = b * pairs.block, rows = least(pairs.block, q.n_out - first_row);
+  const int64_t vectors = parts(q.cout, W), width = vectors * W;
+  float* sums = (float*)scratch.get(sizeof(float) * rows * width);
+  memset(sums, 0, sizeof(float) * rows * width);
+  for (int64_t k = 0; k < q.offsets; k++) {
+    const int64_t first = pairs.starts[q.list(b, k)], n = pairs.starts[q.list(b, k) + 1] - first;
+    const int32_t* in = pairs.in + first;
+    const uint16_t* out = pairs.out + first;
+    if (!n) continue;
+    for_panels(vectors, [&](int64_t v, int64_t nv) {
+      const uint16_t* w = q.w + k * q.w_offset + v * W * parts(q.cin, 2) * 2;
+      const auto multiply = nv == 1   ? pairs_times_weight<1>
+                            : nv == 2 ? pairs_times_weight<2>
+                            : nv == 3 ? pairs_times_weight<3>
+                                      : pairs_times_weight<4>;
+      multiply(q.x, w, q.cin, in, out, n, sums + v * W, width);
+    });
+  }
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < q.cout; c += W) write(q, _mm512_load_ps(sums + r * width + c), first_row + r, c);
+}
+
+// ------------------------------------------------------------------------------- gradient of w
+
+// Pairs that are laid out at a time: their outputs of one tile stay in the L1 cache.
+constexpr int64_t CHUNK = 128;
+
+int64_t sum_size(int64_t cin, int64_t cout) { return parts(cin, W) * W * parts(cout, W) * W; }
+
+// n rows as [width / 16][(n + 1) / 2][16 channels, 2 rows]; zeros past the ends.
+template <class Row>
+inline void lay_out(const uint16_t* from, int64_t width, const Row* rows, int64_t n, uint16_t* to) {
+  const int64_t apart = parts(n, 2) * W * 2;
+  for (int64_t p = 0; p < n; p += 2, to += W * 2) {
+    const uint16_t *a = from + rows[p] * width, *b = from + rows[p + 1 < n ? p + 1 : p] * width;
+    uint16_t* own = to;
+    for (int64_t c = 0; c < width; c += 32, own += 2 * apart) {
+      const __mmask32 mask = lanes32(width - c);
+      __m512i low, high;
+      interleave(_mm512_maskz_loadu_epi16(mask, a + c), _mm512_maskz_loadu_epi16(p + 1 < n ? mask : 0, b + c),
+                 &low, &high);
+      _mm512_store_si512(own, low);
+      if (width - c > W) _mm512_store_si512(own + apart, high);
+    }
+  }
+}
+
+// MR input channels x NV vectors of output channels += `depth` pairs of rows.
+template <int NV, int MR>
+inline void gradient_tile(const uint16_t* x, const uint16_t* dy, int64_t depth, float* sum, int64_t width) {
+  const int64_t apart = depth * W * 2;
+  __m512 acc[MR][NV];
+  for (int r = 0; r < MR; r++)
+    for (int v = 0; v < NV; v++) acc[r][v] = _mm512_load_ps(sum + r * width + v * W);
+  for (int64_t p = 0; p < depth; p++, x += W * 2, dy += W * 2) {
+    __m512i b[NV];
+    for (int v = 0; v < NV; v++) b[v] = _mm512_load_si512(dy + v * apart);
+    for (int r = 0; r < MR; r++) {
+      const __m512i a = both(x + r * 2);
+      for (int v = 0; v < NV; v++) acc[r][v] = product(acc[r][v], a, b[v]);
+    }
+  }
+  for (int r = 0; r < MR; r++)
+    for (int v = 0; v < NV; v++) _mm512_store_ps(sum + r * width + v * W, acc[r][v]);
+}
+
+template <int NV>
+void gradient_rows(const uint16_t* x, const uint16_t* dy, int64_t depth, int64_t cin, float* sum, int64_t width) {
+  constexpr int MR = NV == 1 ? 16 : NV == 4 ? 4 : 8;  // divides the 16 channels that lie side by side
+  for (int64_t c = 0; c < cin; c += MR)
+    gradient_tile<NV, MR>(x + c / W * depth * W * 2 + c % W * 2, dy, depth, sum + c * width, width);
+}
+
+void gradient(const Bf16Call& q, int64_t b, int64_t k, float* sum, Scratch& scratch) {
+  const ConvPairs& pairs = *q.pairs;
+  const int64_t list = q.list(b, k);
+  const int64_t vectors = parts(q.cout, W), width = vectors * W;
+  uint16_t* x = (uint16_t*)scratch.get(sizeof(uint16_t) * CHUNK * W * (parts(q.cin, W) + vectors));
+  const int64_t end = pairs.starts[list + 1];
+  for (int64_t p = pairs.starts[list]; p < end; p += CHUNK) {
+    const int64_t n = least(CHUNK, end - p), depth = parts(n, 2);
+    uint16_t* dy = x + parts(q.cin, W) * depth * W * 2;
+    lay_out(q.x, q.cin, pairs.in + p, n, x);
+    lay_out(q.dy + b * pairs.block * q.cout, q.cout, pairs.out + p, n, dy);
+    for_panels(vectors, [&](int64_t v, int64_t nv) {
+      const auto add = nv == 1   ? gradient_rows<1>
+                       : nv == 2 ? gradient_rows<2>
+                       : nv == 3 ? gradient_rows<3>
+                                 : gradient_rows<4>;
+      add(x, dy + v * depth * W * 2, depth, q.cin, sum + v * W, width);
+    });
+  }
+}
+
+void unpack(const Bf16Call& q, const float* sum, float* dw) {
+  const int64_t width = parts(q.cout, W) * W;
+  for (int64_t i = 0; i < q.cin; i++) memcpy(dw + i * q.cout, sum + i * width, sizeof(float) * q.cout);
+}
+
 }  // namespace
 
-#include "conv_kernels.h"
-
-const ConvKernels conv_avx512_bf16 = {lay_out, Vec::list, pack, forward, gradient};
+const Bf16Kernels conv_avx512_bf16 = {available, nothing, nothing, packed_size, pack, forward, sum_size, gradient, unpack};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
+#else
+static bool available() { return false; }
+const Bf16Kernels conv_avx512_bf16 = {available};
 #endif

@@ -11,8 +11,14 @@ struct Bf16Call {
   int64_t relu;                // 1: then negative results become 0
   const uint16_t* dy;          // [n_out, cout], for the gradient of w
   uint16_t* y;                 // [n_out, cout]
+  const ConvPairs* pairs;      // all kernels' for the gradient, and AVX512-BF16's for y
+  const ConvTiles* tiles;      // AMX's for y
   int64_t n_out, offsets, cin, cout;
   int64_t w_offset;
+
+  int64_t list(int64_t b, int64_t k) const {  // as ConvCall's
+    return b * offsets + (pairs->mirror ? offsets - 1 - k : k);
+  }
 };
 
 // Scratch memory of one thread, which grows to what is asked for.
@@ -25,7 +31,7 @@ struct Scratch {
   }
 };
 
-struct AmxKernels {
+struct Bf16Kernels {
   bool (*available)();
   void (*begin)();  // before a thread's first call, and `end` after its last
   void (*end)();
@@ -33,12 +39,11 @@ struct AmxKernels {
   // Lays out offset k of w, [offsets, cin, cout] or, transposed, [offsets, cout, cin]
   void (*pack)(const Bf16Call& call, const uint16_t* w, bool transposed, int64_t k, uint16_t* to);
   // y of block b
-  void (*forward)(const Bf16Call& call, const ConvTiles& tiles, int64_t b, Scratch& scratch);
-  // The gradient of one weight is summed in tiles of 16 x 16
+  void (*forward)(const Bf16Call& call, int64_t b, Scratch& scratch);
+  // The gradient of one weight is summed in the kernels' own order of channels
   int64_t (*sum_size)(int64_t cin, int64_t cout);  // floats per offset
-  void (*gradient)(const Bf16Call& call, const ConvPairs& pairs, int64_t b, int64_t k, float* sum,
-                   Scratch& scratch);
+  void (*gradient)(const Bf16Call& call, int64_t b, int64_t k, float* sum, Scratch& scratch);
   void (*unpack)(const Bf16Call& call, const float* sum, float* dw);  // dw [cin, cout]
 };
 
-CONV_HIDDEN extern const AmxKernels conv_amx;
+CONV_HIDDEN extern const Bf16Kernels conv_amx, conv_avx512_bf16;

@@ -72,7 +72,7 @@ inline void steps(const float* const* x, int64_t c, const float* w, Vec::Reg (&s
     for (int v = 0; v < NV; v++) b[v] = Vec::load(w + (s * NV + v) * W);
     for (int r = 0; r < MR; r++) {
       const Vec::Reg a = Vec::all(x[r][c + s]);
-      for (int v = 0; v < NV; v++) sum[r][v] = Vec::product(a, b[v], sum[r][v]);
+      for (int v = 0; v < NV; v++) sum[r][v] = Vec::fma(a, b[v], sum[r][v]);
     }
   }
 }

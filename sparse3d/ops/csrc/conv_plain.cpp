@@ -30,7 +30,6 @@ struct Vec {
   }
   static Reg all(float s) { return Reg{s, s, s, s}; }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
-  static Reg product(Reg a, Reg b, Reg c) { return fma(a, b, c); }
 
   static Index index(const int32_t* lane) { return Index{lane[0], lane[1], lane[2], lane[3]}; }
   static Reg spread(Reg v, Index i) { return Reg{v[i[0]], v[i[1]], v[i[2]], v[i[3]]}; }
