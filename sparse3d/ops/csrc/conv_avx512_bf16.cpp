@@ -84,16 +84,36 @@ inline void steps(const uint16_t* const* x, int64_t c, const uint16_t* w, __m512
   }
 }
 
+// Rows to bring into the cache while a tile multiplies, a few at a time: all at once they hold it up.
+struct Coming {
+  const uint16_t* x;
+  const int32_t* in;
+  const float* y;
+  const uint16_t* out;
+  int64_t count, cin, width, bytes;  // bytes: of y
+  void fetch_to(int64_t& done, int64_t end) const {
+    for (end = least(end, count); done < end; done++) {
+      fetch(x + in[done] * cin, cin * 2);
+      fetch(y + out[done] * width, bytes);
+    }
+  }
+};
+
 // MR output rows x NV vectors live in registers while input channels stream by.
 template <int NV, int MR>
-inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin, float* const* y) {
+inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin, float* const* y, const Coming& coming) {
   constexpr int STEPS = NV > 2 ? 1 : 4;  // several at once where row pointers are short of registers
   constexpr int64_t PAIR = NV * W * 2;
   __m512 sum[MR][NV];
   for (int r = 0; r < MR; r++)
     for (int v = 0; v < NV; v++) sum[r][v] = _mm512_load_ps(y[r] + W * v);
   int64_t c = 0;
-  for (; c + 2 * STEPS <= cin; c += 2 * STEPS, w += STEPS * PAIR) steps<NV, MR, STEPS>(x, c, w, sum);
+  const int64_t turns = cin / (2 * STEPS), share = turns ? parts(coming.count, turns) : 0;
+  int64_t done = 0;
+  for (; c + 2 * STEPS <= cin; c += 2 * STEPS, w += STEPS * PAIR) {
+    coming.fetch_to(done, done + share);
+    steps<NV, MR, STEPS>(x, c, w, sum);
+  }
   if (STEPS > 1)
     for (; c + 2 <= cin; c += 2, w += PAIR) steps<NV, MR, 1>(x, c, w, sum);
   if (c < cin)  // the last channel is alone: what follows it in memory is another row's, or nobody's
@@ -117,7 +137,7 @@ void last_tile(const uint16_t* x, const uint16_t* w, int64_t cin, const int32_t*
     a[j] = x + in[j < n ? j : 0] * cin;
     o[j] = j < n ? y + out[j] * width : spare;
   }
-  tile<NV, MR>(a, w, cin, o);
+  tile<NV, MR>(a, w, cin, o, Coming{});
 }
 
 // All pairs of one list, for NV vectors of outputs.
@@ -133,12 +153,8 @@ void pairs_times_weight(const uint16_t* x, const uint16_t* w, int64_t cin, const
       a[j] = x + in[r + j] * cin;
       o[j] = y + out[r + j] * width;
     }
-    if (r + 2 * MR <= n)
-      for (int j = 0; j < MR; j++) {
-        fetch(x + in[r + MR + j] * cin, cin * 2);
-        fetch(y + out[r + MR + j] * width, NV * W * 4);
-      }
-    tile<NV, MR>(a, w, cin, o);
+    const int64_t next = r + MR;
+    tile<NV, MR>(a, w, cin, o, {x, in + next, y, out + next, least(MR, n - next), cin, width, NV * W * 4});
   }
   if (n - r > MR / 2)
     last_tile<NV, MR>(x, w, cin, in + r, out + r, n - r, y, width);
@@ -173,26 +189,34 @@ void forward(const Bf16Call& q, int64_t b, Scratch& scratch) {
 // ------------------------------------------------------------------------------- gradient of w
 
 // Pairs that are laid out at a time: their outputs of one tile stay in the L1 cache.
-constexpr int64_t CHUNK = 128;
+constexpr int64_t CHUNK = 192;
 
 int64_t sum_size(int64_t cin, int64_t cout) { return parts(cin, W) * W * parts(cout, W) * W; }
 
+// Two rows of `width` channels as [width / 16][16 channels, 2 rows], vectors `apart` elements from each other.
+inline void lay_out_pair(const uint16_t* a, const uint16_t* b, int64_t width, uint16_t* to, int64_t apart) {
+  __m512i low, high;
+  for (; width >= 32; width -= 32, a += 32, b += 32, to += 2 * apart) {
+    interleave(_mm512_loadu_si512(a), _mm512_loadu_si512(b), &low, &high);
+    _mm512_store_si512(to, low);
+    _mm512_store_si512(to + apart, high);
+  }
+  if (!width) return;
+  const __mmask32 rest = lanes32(width);
+  interleave(_mm512_maskz_loadu_epi16(rest, a), _mm512_maskz_loadu_epi16(rest, b), &low, &high);
+  _mm512_store_si512(to, low);
+  if (width > W) _mm512_store_si512(to + apart, high);
+}
+
 // n rows as [width / 16][(n + 1) / 2][16 channels, 2 rows]; zeros past the ends.
 template <class Row>
-inline void lay_out(const uint16_t* from, int64_t width, const Row* rows, int64_t n, uint16_t* to) {
+inline void lay_out(const uint16_t* from, int64_t width, const Row* rows, int64_t n, const uint16_t* zeros, uint16_t* to) {
   const int64_t apart = parts(n, 2) * W * 2;
-  for (int64_t p = 0; p < n; p += 2, to += W * 2) {
-    const uint16_t *a = from + rows[p] * width, *b = from + rows[p + 1 < n ? p + 1 : p] * width;
-    uint16_t* own = to;
-    for (int64_t c = 0; c < width; c += 32, own += 2 * apart) {
-      const __mmask32 mask = lanes32(width - c);
-      __m512i low, high;
-      interleave(_mm512_maskz_loadu_epi16(mask, a + c), _mm512_maskz_loadu_epi16(p + 1 < n ? mask : 0, b + c),
-                 &low, &high);
-      _mm512_store_si512(own, low);
-      if (width - c > W) _mm512_store_si512(own + apart, high);
-    }
+  int64_t p = 0;
+  for (; p + 2 <= n; p += 2, to += W * 2) {
+    lay_out_pair(from + rows[p] * width, from + rows[p + 1] * width, width, to, apart);
   }
+  if (p < n) lay_out_pair(from + rows[p] * width, zeros, width, to, apart);
 }
 
 // MR input channels x NV vectors of output channels += `depth` pairs of rows.
@@ -200,17 +224,22 @@ template <int NV, int MR>
 inline void gradient_tile(const uint16_t* x, const uint16_t* dy, int64_t depth, float* sum, int64_t width) {
   const int64_t apart = depth * W * 2;
   __m512 acc[MR][NV];
+#pragma GCC unroll 16
   for (int r = 0; r < MR; r++)
+#pragma GCC unroll 4
     for (int v = 0; v < NV; v++) acc[r][v] = _mm512_load_ps(sum + r * width + v * W);
   for (int64_t p = 0; p < depth; p++, x += W * 2, dy += W * 2) {
     __m512i b[NV];
     for (int v = 0; v < NV; v++) b[v] = _mm512_load_si512(dy + v * apart);
+#pragma GCC unroll 16
     for (int r = 0; r < MR; r++) {
       const __m512i a = both(x + r * 2);
       for (int v = 0; v < NV; v++) acc[r][v] = product(acc[r][v], a, b[v]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < MR; r++)
+#pragma GCC unroll 4
     for (int v = 0; v < NV; v++) _mm512_store_ps(sum + r * width + v * W, acc[r][v]);
 }
 
@@ -225,13 +254,16 @@ void gradient(const Bf16Call& q, int64_t b, int64_t k, float* sum, Scratch& scra
   const ConvPairs& pairs = *q.pairs;
   const int64_t list = q.list(b, k);
   const int64_t vectors = parts(q.cout, W), width = vectors * W;
-  uint16_t* x = (uint16_t*)scratch.get(sizeof(uint16_t) * CHUNK * W * (parts(q.cin, W) + vectors));
+  const int64_t widest = q.cin > q.cout ? q.cin : q.cout, inputs = parts(q.cin, W);
+  uint16_t* zeros = (uint16_t*)scratch.get(sizeof(uint16_t) * (CHUNK * W * (inputs + vectors) + parts(widest, 32) * 32));
+  memset(zeros, 0, sizeof(uint16_t) * widest);
+  uint16_t* x = zeros + parts(widest, 32) * 32;
   const int64_t end = pairs.starts[list + 1];
   for (int64_t p = pairs.starts[list]; p < end; p += CHUNK) {
     const int64_t n = least(CHUNK, end - p), depth = parts(n, 2);
-    uint16_t* dy = x + parts(q.cin, W) * depth * W * 2;
-    lay_out(q.x, q.cin, pairs.in + p, n, x);
-    lay_out(q.dy + b * pairs.block * q.cout, q.cout, pairs.out + p, n, dy);
+    uint16_t* dy = x + inputs * depth * W * 2;
+    lay_out(q.x, q.cin, pairs.in + p, n, zeros, x);
+    lay_out(q.dy + b * pairs.block * q.cout, q.cout, pairs.out + p, n, zeros, dy);
     for_panels(vectors, [&](int64_t v, int64_t nv) {
       const auto add = nv == 1   ? gradient_rows<1>
                        : nv == 2 ? gradient_rows<2>
