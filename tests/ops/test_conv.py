@@ -13,7 +13,6 @@ from sparse3d.ops.kernel_map import generative_map, strided_map, submanifold_map
 from sparse3d.ops.pairs import LEVELS
 from sparse3d.ops.spconv_adapter import offset_masks, pair_rows
 from tests.gpu import needs_gpu
-from tests.threads import for_threads
 from tests.voxel_cases import IMPLEMENTATIONS, at_cells, dense_weight, random_coords, to_dense
 
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -224,34 +223,6 @@ def test_threads_and_instruction_sets_give_equal_bits(channels, outputs, groups,
     first = results["avx512", 1]
     for key, result in results.items():
         assert all(torch.equal(a, b) for a, b in zip(first, result)), key
-
-
-@pytest.mark.parametrize("channels,outputs,groups", WIDTHS)
-@pytest.mark.parametrize("kind,level", [("submanifold", ""), ("up", ""), ("down", "avx512")])
-def test_bfloat16_is_summed_in_float(channels, outputs, groups, kind, level, monkeypatch):
-    """Against the exact convolution of the same rounded numbers, forward and gradients."""
-    monkeypatch.setenv("SPARSE3D_ISA", level)  # the best; or AVX512-BF16 at most
-    coords = random_coords((20, 19, 18), batch=1, share=0.12)
-    submanifold = kind == "submanifold"
-    found = submanifold_map(coords, 3) if submanifold else strided_map(coords, 3, 2, 1)
-    leaves = problem(found, channels, outputs, groups)
-    if kind == "up":
-        leaves[0] = torch.randn(found.table.shape[1], channels).requires_grad_()
-    halves = [leaf.detach().bfloat16().requires_grad_() for leaf in leaves]
-    exact = [leaf.detach().float().requires_grad_() for leaf in halves]
-    ours = outcome(found, halves, groups, up=kind == "up")
-    assert all(result.dtype == torch.bfloat16 for result in ours)
-    theirs = outcome(found, exact, groups, "reference", up=kind == "up")
-    assert_close([result.float() for result in ours], theirs, 1e-2)
-
-
-def test_bfloat16_gives_equal_bits_for_any_number_of_threads():
-    coords = random_coords((30, 40, 20), batch=1, share=0.8)  # several ranges of the gradient's sum
-    found = submanifold_map(coords, 3)
-    leaves = [leaf.detach().bfloat16().requires_grad_() for leaf in problem(found, 40, 24)]
-    results = for_threads(lambda: outcome(submanifold_map(coords, 3), leaves))
-    for result in results[1:]:
-        assert all(map(torch.equal, results[0], result))
 
 
 @each

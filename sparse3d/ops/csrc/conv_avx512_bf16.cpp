@@ -84,32 +84,35 @@ inline void steps(const uint16_t* const* x, int64_t c, const uint16_t* w, __m512
   }
 }
 
-// Rows to bring into the cache while a tile multiplies, a few at a time: all at once they hold it up.
+// Pairs of rows to bring into the cache during other work, a few at a time: all at once they hold it up.
 struct Coming {
-  const uint16_t* x;
+  const void* x;
   const int32_t* in;
-  const float* y;
+  const void* y;
   const uint16_t* out;
-  int64_t count, cin, width, bytes;  // bytes: of y
+  int64_t count, x_row, y_row, y_bytes;  // bytes of rows, and of what is wanted of y's
+
+  int64_t share(int64_t turns) const { return turns ? parts(count, turns) : 0; }
   void fetch_to(int64_t& done, int64_t end) const {
     for (end = least(end, count); done < end; done++) {
-      fetch(x + in[done] * cin, cin * 2);
-      fetch(y + out[done] * width, bytes);
+      fetch((const char*)x + in[done] * x_row, x_row);
+      fetch((const char*)y + out[done] * y_row, y_bytes);
     }
   }
 };
 
-// MR output rows x NV vectors live in registers while input channels stream by.
+// MR output rows x NV vectors live in registers while input channels stream by. As a function on its own
+// it would read its rows' addresses from memory.
 template <int NV, int MR>
-inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin, float* const* y, const Coming& coming) {
+__attribute__((always_inline)) inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin, float* const* y,
+                 const Coming& coming) {
   constexpr int STEPS = NV > 2 ? 1 : 4;  // several at once where row pointers are short of registers
   constexpr int64_t PAIR = NV * W * 2;
   __m512 sum[MR][NV];
   for (int r = 0; r < MR; r++)
     for (int v = 0; v < NV; v++) sum[r][v] = _mm512_load_ps(y[r] + W * v);
-  int64_t c = 0;
-  const int64_t turns = cin / (2 * STEPS), share = turns ? parts(coming.count, turns) : 0;
-  int64_t done = 0;
+  const int64_t share = coming.share(cin / (2 * STEPS));
+  int64_t c = 0, done = 0;
   for (; c + 2 * STEPS <= cin; c += 2 * STEPS, w += STEPS * PAIR) {
     coming.fetch_to(done, done + share);
     steps<NV, MR, STEPS>(x, c, w, sum);
@@ -125,28 +128,32 @@ inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin, float
     for (int v = 0; v < NV; v++) _mm512_store_ps(y[r] + W * v, sum[r][v]);
 }
 
+// What the pairs of a list have in common.
+struct Operands {
+  const uint16_t *x, *w;
+  float *y, *spare;  // rows of `width`; `spare` is one more, for what is not wanted
+  int64_t cin, width;
+};
+
 // The last n <= MR pairs of a list as a full tile, whose missing rows go nowhere.
 template <int NV, int MR>
-void last_tile(const uint16_t* x, const uint16_t* w, int64_t cin, const int32_t* in, const uint16_t* out,
-               int64_t n, float* y, int64_t width) {
+__attribute__((noinline)) void last_tile(const Operands& q, const int32_t* in, const uint16_t* out, int64_t n) {
   const uint16_t* a[MR];
   float* o[MR];
-  alignas(64) float spare[NV * W];
-  for (int v = 0; v < NV; v++) _mm512_store_ps(spare + v * W, _mm512_setzero_ps());
   for (int j = 0; j < MR; j++) {
-    a[j] = x + in[j < n ? j : 0] * cin;
-    o[j] = j < n ? y + out[j] * width : spare;
+    a[j] = q.x + in[j < n ? j : 0] * q.cin;
+    o[j] = j < n ? q.y + out[j] * q.width : q.spare;
   }
-  tile<NV, MR>(a, w, cin, o, Coming{});
+  tile<NV, MR>(a, q.w, q.cin, o, {});
 }
 
-// All pairs of one list, for NV vectors of outputs.
+// The n pairs of a list, for NV vectors of outputs. After `all` pairs the block's lists end.
 template <int NV>
-void pairs_times_weight(const uint16_t* x, const uint16_t* w, int64_t cin, const int32_t* in,
-                        const uint16_t* out, int64_t n, float* y, int64_t width) {
+void pairs_times_weight(const Operands& q, const int32_t* in, const uint16_t* out, int64_t n, int64_t all) {
   constexpr int MR = NV == 1 ? 14 : NV == 2 ? 12 : NV == 3 ? 8 : 6;
-  const uint16_t* a[MR];
-  float* o[MR];
+  const uint16_t *a[MR], *x = q.x;
+  float *o[MR], *y = q.y;
+  const int64_t cin = q.cin, width = q.width;
   int64_t r = 0;
   for (; r + MR <= n; r += MR) {
     for (int j = 0; j < MR; j++) {
@@ -154,32 +161,31 @@ void pairs_times_weight(const uint16_t* x, const uint16_t* w, int64_t cin, const
       o[j] = y + out[r + j] * width;
     }
     const int64_t next = r + MR;
-    tile<NV, MR>(a, w, cin, o, {x, in + next, y, out + next, least(MR, n - next), cin, width, NV * W * 4});
+    tile<NV, MR>(a, q.w, cin, o, {x, in + next, y, out + next, least(MR, all - next), cin * 2, width * 4, NV * W * 4});
   }
   if (n - r > MR / 2)
-    last_tile<NV, MR>(x, w, cin, in + r, out + r, n - r, y, width);
+    last_tile<NV, MR>(q, in + r, out + r, n - r);
   else if (n > r)
-    last_tile<NV, MR / 2>(x, w, cin, in + r, out + r, n - r, y, width);
+    last_tile<NV, MR / 2>(q, in + r, out + r, n - r);
 }
 
 void forward(const Bf16Call& q, int64_t b, Scratch& scratch) {
   const ConvPairs& pairs = *q.pairs;
   const int64_t first_row = b * pairs.block, rows = least(pairs.block, q.n_out - first_row);
   const int64_t vectors = parts(q.cout, W), width = vectors * W;
-  float* sums = (float*)scratch.get(sizeof(float) * rows * width);
-  memset(sums, 0, sizeof(float) * rows * width);
+  float* sums = (float*)scratch.get(sizeof(float) * (rows + 1) * width);
+  memset(sums, 0, sizeof(float) * (rows + 1) * width);
+  const int64_t end = pairs.starts[(b + 1) * q.offsets];
   for (int64_t k = 0; k < q.offsets; k++) {
     const int64_t first = pairs.starts[q.list(b, k)], n = pairs.starts[q.list(b, k) + 1] - first;
-    const int32_t* in = pairs.in + first;
-    const uint16_t* out = pairs.out + first;
-    if (!n) continue;
     for_panels(vectors, [&](int64_t v, int64_t nv) {
       const uint16_t* w = q.w + k * q.w_offset + v * W * parts(q.cin, 2) * 2;
+      const Operands operands = {q.x, w, sums + v * W, sums + rows * width + v * W, q.cin, width};
       const auto multiply = nv == 1   ? pairs_times_weight<1>
                             : nv == 2 ? pairs_times_weight<2>
                             : nv == 3 ? pairs_times_weight<3>
                                       : pairs_times_weight<4>;
-      multiply(q.x, w, q.cin, in, out, n, sums + v * W, width);
+      multiply(operands, pairs.in + first, pairs.out + first, n, end - first);
     });
   }
   for (int64_t r = 0; r < rows; r++)
@@ -188,40 +194,42 @@ void forward(const Bf16Call& q, int64_t b, Scratch& scratch) {
 
 // ------------------------------------------------------------------------------- gradient of w
 
-// Pairs that are laid out at a time: their outputs of one tile stay in the L1 cache.
+// Pairs that are laid out at a time: 64 outputs of theirs stay in the L1 cache.
 constexpr int64_t CHUNK = 192;
 
 int64_t sum_size(int64_t cin, int64_t cout) { return parts(cin, W) * W * parts(cout, W) * W; }
 
-// Two rows of `width` channels as [width / 16][16 channels, 2 rows], vectors `apart` elements from each other.
+// Two rows of `width` channels as [width / 16][16 channels, 2 rows], `apart` elements from each other.
 inline void lay_out_pair(const uint16_t* a, const uint16_t* b, int64_t width, uint16_t* to, int64_t apart) {
-  __m512i low, high;
+  __m512i half[2];
   for (; width >= 32; width -= 32, a += 32, b += 32, to += 2 * apart) {
-    interleave(_mm512_loadu_si512(a), _mm512_loadu_si512(b), &low, &high);
-    _mm512_store_si512(to, low);
-    _mm512_store_si512(to + apart, high);
+    interleave(_mm512_loadu_si512(a), _mm512_loadu_si512(b), &half[0], &half[1]);
+    _mm512_store_si512(to, half[0]);
+    _mm512_store_si512(to + apart, half[1]);
   }
   if (!width) return;
   const __mmask32 rest = lanes32(width);
-  interleave(_mm512_maskz_loadu_epi16(rest, a), _mm512_maskz_loadu_epi16(rest, b), &low, &high);
-  _mm512_store_si512(to, low);
-  if (width > W) _mm512_store_si512(to + apart, high);
+  interleave(_mm512_maskz_loadu_epi16(rest, a), _mm512_maskz_loadu_epi16(rest, b), &half[0], &half[1]);
+  _mm512_store_si512(to, half[0]);
+  if (width > W) _mm512_store_si512(to + apart, half[1]);
 }
 
 // n rows as [width / 16][(n + 1) / 2][16 channels, 2 rows]; zeros past the ends.
 template <class Row>
-inline void lay_out(const uint16_t* from, int64_t width, const Row* rows, int64_t n, const uint16_t* zeros, uint16_t* to) {
+inline void lay_out(const uint16_t* from, int64_t width, const Row* rows, int64_t n, const uint16_t* zeros,
+                    uint16_t* to) {
   const int64_t apart = parts(n, 2) * W * 2;
   int64_t p = 0;
-  for (; p + 2 <= n; p += 2, to += W * 2) {
+  for (; p + 2 <= n; p += 2, to += W * 2)
     lay_out_pair(from + rows[p] * width, from + rows[p + 1] * width, width, to, apart);
-  }
   if (p < n) lay_out_pair(from + rows[p] * width, zeros, width, to, apart);
 }
 
-// MR input channels x NV vectors of output channels += `depth` pairs of rows.
+// MR input channels x NV vectors of output channels += `depth` pairs of rows. Unrolled by name, because
+// the compiler keeps the sums in memory otherwise.
 template <int NV, int MR>
-inline void gradient_tile(const uint16_t* x, const uint16_t* dy, int64_t depth, float* sum, int64_t width) {
+inline void gradient_tile(const uint16_t* x, const uint16_t* dy, int64_t depth, float* sum, int64_t width,
+                          const Coming& coming, int64_t& done, int64_t share) {
   const int64_t apart = depth * W * 2;
   __m512 acc[MR][NV];
 #pragma GCC unroll 16
@@ -229,6 +237,7 @@ inline void gradient_tile(const uint16_t* x, const uint16_t* dy, int64_t depth, 
 #pragma GCC unroll 4
     for (int v = 0; v < NV; v++) acc[r][v] = _mm512_load_ps(sum + r * width + v * W);
   for (int64_t p = 0; p < depth; p++, x += W * 2, dy += W * 2) {
+    if (p % 4 == 0) coming.fetch_to(done, done + share);
     __m512i b[NV];
     for (int v = 0; v < NV; v++) b[v] = _mm512_load_si512(dy + v * apart);
 #pragma GCC unroll 16
@@ -244,32 +253,48 @@ inline void gradient_tile(const uint16_t* x, const uint16_t* dy, int64_t depth, 
 }
 
 template <int NV>
-void gradient_rows(const uint16_t* x, const uint16_t* dy, int64_t depth, int64_t cin, float* sum, int64_t width) {
+void gradient_rows(const uint16_t* x, const uint16_t* dy, int64_t depth, int64_t cin, float* sum, int64_t width,
+                   const Coming& coming, int64_t& done, int64_t share) {
   constexpr int MR = NV == 1 ? 16 : NV == 4 ? 4 : 8;  // divides the 16 channels that lie side by side
   for (int64_t c = 0; c < cin; c += MR)
-    gradient_tile<NV, MR>(x + c / W * depth * W * 2 + c % W * 2, dy, depth, sum + c * width, width);
+    gradient_tile<NV, MR>(x + c / W * depth * W * 2 + c % W * 2, dy, depth, sum + c * width, width, coming, done,
+                          share);
+}
+
+// The pairs from p on, or where list k of block b ends there, those of the list that is next.
+Coming coming_pairs(const Bf16Call& q, int64_t b, int64_t k, int64_t p) {
+  int64_t end = q.pairs->starts[q.list(b, k) + 1];
+  if (p == end && k + 1 < q.offsets) {
+    p = q.pairs->starts[q.list(b, k + 1)];
+    end = q.pairs->starts[q.list(b, k + 1) + 1];
+  }
+  const uint16_t* dy = q.dy + b * q.pairs->block * q.cout;
+  const int64_t count = least(CHUNK, end - p);
+  return {q.x, q.pairs->in + p, dy, q.pairs->out + p, count, q.cin * 2, q.cout * 2, q.cout * 2};
 }
 
 void gradient(const Bf16Call& q, int64_t b, int64_t k, float* sum, Scratch& scratch) {
   const ConvPairs& pairs = *q.pairs;
-  const int64_t list = q.list(b, k);
-  const int64_t vectors = parts(q.cout, W), width = vectors * W;
-  const int64_t widest = q.cin > q.cout ? q.cin : q.cout, inputs = parts(q.cin, W);
-  uint16_t* zeros = (uint16_t*)scratch.get(sizeof(uint16_t) * (CHUNK * W * (inputs + vectors) + parts(widest, 32) * 32));
+  const int64_t vectors = parts(q.cout, W), width = vectors * W, inputs = parts(q.cin, W);
+  const int64_t widest = parts(q.cin > q.cout ? q.cin : q.cout, 32) * 32;
+  uint16_t* zeros = (uint16_t*)scratch.get(sizeof(uint16_t) * (widest + CHUNK * W * (inputs + vectors)));
+  uint16_t* x = zeros + widest;
   memset(zeros, 0, sizeof(uint16_t) * widest);
-  uint16_t* x = zeros + parts(widest, 32) * 32;
-  const int64_t end = pairs.starts[list + 1];
-  for (int64_t p = pairs.starts[list]; p < end; p += CHUNK) {
+  const int64_t end = pairs.starts[q.list(b, k) + 1];
+  for (int64_t p = pairs.starts[q.list(b, k)]; p < end; p += CHUNK) {
     const int64_t n = least(CHUNK, end - p), depth = parts(n, 2);
     uint16_t* dy = x + inputs * depth * W * 2;
     lay_out(q.x, q.cin, pairs.in + p, n, zeros, x);
     lay_out(q.dy + b * pairs.block * q.cout, q.cout, pairs.out + p, n, zeros, dy);
+    const Coming coming = coming_pairs(q, b, k, p + n);
+    const int64_t share = coming.share(parts(depth, 4) * parts(vectors, MOST) * inputs);
+    int64_t done = 0;
     for_panels(vectors, [&](int64_t v, int64_t nv) {
       const auto add = nv == 1   ? gradient_rows<1>
                        : nv == 2 ? gradient_rows<2>
                        : nv == 3 ? gradient_rows<3>
                                  : gradient_rows<4>;
-      add(x, dy + v * depth * W * 2, depth, q.cin, sum + v * W, width);
+      add(x, dy + v * depth * W * 2, depth, q.cin, sum + v * W, width, coming, done, share);
     });
   }
 }
@@ -281,7 +306,8 @@ void unpack(const Bf16Call& q, const float* sum, float* dw) {
 
 }  // namespace
 
-const Bf16Kernels conv_avx512_bf16 = {available, nothing, nothing, packed_size, pack, forward, sum_size, gradient, unpack};
+const Bf16Kernels conv_avx512_bf16 = {available, nothing,  nothing,  packed_size, pack,
+                                      forward,   sum_size, gradient, unpack};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

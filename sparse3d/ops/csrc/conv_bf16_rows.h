@@ -18,7 +18,11 @@ inline void write(const Bf16Call& q, __m512 v, int64_t row, int64_t c) {
     v = _mm512_add_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)));
   }
   if (q.relu) v = _mm512_maskz_max_ps(0xffff, v, _mm512_setzero_ps());
-  _mm256_mask_storeu_epi16(q.y + row * q.cout + c, m, (__m256i)_mm512_cvtneps_pbh(v));
+  const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
+  if (m == 0xffff)  // some processors store slowly under a mask
+    _mm256_storeu_si256((__m256i*)(q.y + row * q.cout + c), rounded);
+  else
+    _mm256_mask_storeu_epi16(q.y + row * q.cout + c, m, rounded);
 }
 
 // Two rows of 32 channels -> their channels side by side: 0 to 15 in `low`, 16 to 31 in `high`.
