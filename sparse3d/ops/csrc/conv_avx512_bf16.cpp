@@ -20,7 +20,8 @@ namespace {
 
 bool available() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl");
 }
 
 void nothing() {}
@@ -76,7 +77,7 @@ template <int NV, int MR, int STEPS>
 inline void steps(const uint16_t* const* x, int64_t c, const uint16_t* w, __m512 (&sum)[MR][NV]) {
   for (int s = 0; s < STEPS; s++) {
     __m512i b[NV];
-    for (int v = 0; v < NV; v++) b[v] = _mm512_loadu_si512(w + (s * NV + v) * W * 2);
+    for (int v = 0; v < NV; v++) b[v] = _mm512_load_si512(w + (s * NV + v) * W * 2);
     for (int r = 0; r < MR; r++) {
       const __m512i a = both(x[r] + c + s * 2);
       for (int v = 0; v < NV; v++) sum[r][v] = product(sum[r][v], a, b[v]);
@@ -104,8 +105,8 @@ struct Coming {
 // MR output rows x NV vectors live in registers while input channels stream by. As a function on its own
 // it would read its rows' addresses from memory.
 template <int NV, int MR>
-__attribute__((always_inline)) inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin, float* const* y,
-                 const Coming& coming) {
+__attribute__((always_inline)) inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin,
+                                                float* const* y, const Coming& coming) {
   constexpr int STEPS = NV > 2 ? 1 : 4;  // several at once where row pointers are short of registers
   constexpr int64_t PAIR = NV * W * 2;
   __m512 sum[MR][NV];
@@ -122,7 +123,7 @@ __attribute__((always_inline)) inline void tile(const uint16_t* const* x, const 
   if (c < cin)  // the last channel is alone: what follows it in memory is another row's, or nobody's
     for (int r = 0; r < MR; r++) {
       const __m512i a = _mm512_set1_epi32(x[r][c]);
-      for (int v = 0; v < NV; v++) sum[r][v] = product(sum[r][v], a, _mm512_loadu_si512(w + v * W * 2));
+      for (int v = 0; v < NV; v++) sum[r][v] = product(sum[r][v], a, _mm512_load_si512(w + v * W * 2));
     }
   for (int r = 0; r < MR; r++)
     for (int v = 0; v < NV; v++) _mm512_store_ps(y[r] + W * v, sum[r][v]);
@@ -160,8 +161,8 @@ void pairs_times_weight(const Operands& q, const int32_t* in, const uint16_t* ou
       a[j] = x + in[r + j] * cin;
       o[j] = y + out[r + j] * width;
     }
-    const int64_t next = r + MR;
-    tile<NV, MR>(a, q.w, cin, o, {x, in + next, y, out + next, least(MR, all - next), cin * 2, width * 4, NV * W * 4});
+    const int64_t next = r + MR, count = least(MR, all - next);
+    tile<NV, MR>(a, q.w, cin, o, {x, in + next, y, out + next, count, cin * 2, width * 4, NV * W * 4});
   }
   if (n - r > MR / 2)
     last_tile<NV, MR>(q, in + r, out + r, n - r);

@@ -72,7 +72,8 @@ EXPORT int64_t s3d_sparse_conv_weight_grad_bf16(const uint16_t* x, const uint16_
                                                 int64_t cout, float* dw, int64_t tiles, int64_t threads) {
   const Bf16Kernels& kernel = tiles ? conv_amx : conv_avx512_bf16;
   const ConvPairs pairs = {starts, in, out, block, mirror};
-  const Bf16Call q = {x, nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr, &pairs, nullptr, n_out, offsets, cin, cout, 0};
+  const Bf16Call q = {x,       nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr, &pairs, nullptr, n_out,
+                      offsets, cin,     cout,    0};
   const int64_t number = (n_out + block - 1) / block, size = kernel.sum_size(cin, cout);
   const int64_t ranges = gradient_ranges(n_out);
   const auto total = cache_lines<float>(offsets * size);  // tiles that straddle cache lines are slow
