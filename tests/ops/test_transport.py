@@ -39,8 +39,8 @@ def test_plan_is_the_published_one(path, implementation):
             identity = torch.eye(stored.shape[1])
             with backend.forced(implementation):
                 plan, mass = transport(features, points, identity, eps, gamma, iterations)
-            # Without iterations the plan is exp(-cost / eps), of order one: the cost is rounded as a
-            # product, a difference and a quotient, and what is lost there is divided by eps.
+            # Without iterations the plan is exp(-cost / eps), of order one: the cost is rounded as
+            # a product, a difference and a quotient, and what is lost there is divided by eps.
             rounding = 3 * torch.finfo(torch.float32).eps / float(eps)
             slack = rounding if iterations == 0 else 0
             torch.testing.assert_close(plan, stored, rtol=slack, atol=1e-8)
