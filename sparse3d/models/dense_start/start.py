@@ -92,7 +92,7 @@ class DenseStart:
         depth: Mapping | None = None,
         references: int = 180,
         matches: int = 15_000,
-        pixels: float = 40.0,
+        pixels: float = 25.0,
         opacity: float = 0.5,
         spread: float = 0.5,
         merge: float = 1.5,
