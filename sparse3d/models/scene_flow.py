@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sparse3d.ops.interpolate import inverse_distance, weighted_rows
 from sparse3d.ops.transport import RADIUS, transport_flow
-from sparse3d.ops.voxelize import voxelize
+from sparse3d.ops.voxelize import segment_expand, segment_reduce, voxelize
 from sparse3d.registry import MODELS
 from sparse3d.structures import Batch, SparseVoxels, SweepPair, VoxelGrid
 from sparse3d.structures.sweeps import Flow
@@ -18,6 +18,7 @@ from .flow_losses import component_error, consistency
 from .point_transformer import PointTransformer
 from .preprocessor import BatchPreprocessor
 from .set_conv import NeighborGraph, SetConv
+from .votes import DisplacementVotes
 
 LARGEST = 1e4
 """Metres. What lies farther out is no point of a scene: a wrong unit, or a broken file."""
@@ -34,13 +35,10 @@ class TransportFlow(BaseModel):
         least_eps: what is added to the learnt weight of the entropy.
         channels: widths of the three refining set convolutions.
         radius: metres; farther apart nothing corresponds.
-        nearness: metres, learnt from this value on: of pairs that are alike the nearer one counts
-            more, by a normal distribution of this width. None (as published): all count alike.
-        gated: whether a learnt share of each point's transported flow is kept, not all of it.
         transport_weight: of the transported flow's own error in the loss, before refinement.
         groups: config of a RigidFlow that has the last word in prediction (``RigidFlow.improve``).
 
-    The last five are off as published; they are for sparse LiDAR, where most points stand still.
+    The last two are off as published; they are for sparse LiDAR, where most points stand still.
     """
 
     published_role = "scene_flow"
@@ -52,14 +50,10 @@ class TransportFlow(BaseModel):
         least_eps: float,
         channels: tuple[int, int, int],
         radius: float = RADIUS,
-        nearness: float | None = None,
-        gated: bool = False,
         transport_weight: float = 0.0,
         groups: dict | None = None,
     ):
         super().__init__(data_preprocessor=BatchPreprocessor())
-        if nearness is not None and not nearness > 0:
-            raise ValueError(f"nearness is {nearness}; metres above 0, or None, are needed")
         self.radius = radius
         self.transport_weight = transport_weight
         self.groups = None if groups is None else MODELS.build(groups)
@@ -73,13 +67,6 @@ class TransportFlow(BaseModel):
             setattr(self, f"ref_conv{number}", SetConv(width, wider))
             width = wider
         self.fc = nn.Linear(width, 3)
-        self.nearness = None
-        if nearness is not None:
-            self.nearness = nn.Parameter(torch.tensor(float(nearness)).log())
-        self.gate = nn.Linear(width, 1) if gated else None
-        if gated:  # closed at first: what is learnt first is when to trust the transport
-            nn.init.zeros_(self.gate.weight)
-            nn.init.constant_(self.gate.bias, -1.0)
 
     def features(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Per pair the features [P, C] of its source's points and [Q, C] of its target's."""
@@ -106,28 +93,30 @@ class TransportFlow(BaseModel):
         own, others = self.features(batch)
         flows, carried = [], []
         for pair, first, second in zip(batch.samples, own, others):
-            carried.append(self.transport(pair, first, second)[0])
-            flows.append(self.refine(pair.source[:, :3], carried[-1]))
+            found, refined = self.carry(pair, first, second)
+            carried.append(found)
+            flows.append(refined)
         return flows, own, carried
+
+    def carry(self, pair: SweepPair, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Flow [P, 3] by transport of features alone, and refined."""
+        flow, _ = self.transport(pair, first, second)
+        return flow, flow + self.correction(pair.source[:, :3], flow)
 
     def transport(self, pair: SweepPair, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Flow [P, 3] by transport of features, and the plan's row sums [P]."""
         units = (unit_rows(first), unit_rows(second))
         points = (pair.source[:, :3], pair.target[:, :3])
         eps = self.epsilon.exp() + self.least_eps
-        if self.nearness is not None and len(points[0]) and len(points[1]):
-            units = with_nearness(units, points, eps / self.nearness.exp().square())
         return transport_flow(units, points, eps, self.gamma.exp(), self.iterations, self.radius)
 
-    def refine(self, points: Tensor, flow: Tensor) -> Tensor:
-        """The flow [P, 3] corrected by set convolutions over it."""
+    def correction(self, points: Tensor, rows: Tensor) -> Tensor:
+        """[P, 3] what set convolutions over ``rows`` [P, C], the flow first, would add to it."""
         if not len(points):
-            return flow
+            return rows[:, :3]
         graph = NeighborGraph.of(points, self.neighbors)
-        hidden = self.ref_conv1(graph, flow)
-        hidden = self.ref_conv3(graph, self.ref_conv2(graph, hidden))
-        kept = flow if self.gate is None else self.gate(hidden).sigmoid() * flow
-        return kept + self.fc(hidden)
+        hidden = self.ref_conv1(graph, rows)
+        return self.fc(self.ref_conv3(graph, self.ref_conv2(graph, hidden)))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The mean absolute error of the flow's components over valid points.
@@ -204,7 +193,7 @@ class SCTN(TransportFlow):
     """SCTN: features by a sparse U-Net, carried to the points, and attention among them.
 
     Args:
-        backbone: config of the U-Net over voxels; its in_channels is 3.
+        backbone: config of the U-Net over voxels; its in_channels follow from ``absolute``.
         voxel_size: edge of a voxel, metres.
         neighbors: of the refinement's graph.
         voxel_neighbors: voxels that a point takes its feature from; None: ``neighbors``.
@@ -213,6 +202,11 @@ class SCTN(TransportFlow):
         consistency_weight: of the consistency loss.
         consistency_epoch: from which on that loss counts. The published training needs 60 epochs
             to reach it; the published script's default stops before.
+        absolute: whether a voxel's features are the position of its first point, as published;
+            else its points' mean position within it, their mean height, and 1.
+        votes: options of DisplacementVotes, which then take the place of attention among all points
+            and of transport; refinement sees, beside the flow, their evidence and the features.
+            None, as published: attention and transport.
         options: of TransportFlow.
 
     Source: https://arxiv.org/abs/2105.04447.
@@ -228,13 +222,22 @@ class SCTN(TransportFlow):
         consistency_weight: float = 0.3,
         consistency_epoch: int = 40,
         voxel_neighbors: int | None = None,
+        absolute: bool = True,
+        votes: dict | None = None,
         **options: Any,
     ):
         super().__init__(neighbors, iterations, 0.025, channels, **options)
         nn.init.constant_(self.epsilon, -5.0)
         self.grid = VoxelGrid((float(voxel_size),) * 3, (0.0,) * 3)
-        self.backbone = MODELS.build({**backbone, "in_channels": 3})
-        self.attention = PointTransformer(self.backbone.out_channels)
+        self.absolute = absolute
+        self.backbone = MODELS.build({**backbone, "in_channels": 3 if absolute else 5})
+        width = self.backbone.out_channels
+        self.attention = PointTransformer(width) if votes is None else None
+        self.votes = None if votes is None else DisplacementVotes(width, **votes)
+        if self.votes is not None:
+            nn.init.zeros_(self.fc.weight)
+            nn.init.zeros_(self.fc.bias)
+            self.ref_conv1 = SetConv(3 + self.votes.evidence + width, channels[0])
         self.voxel_neighbors = voxel_neighbors or neighbors
         self.consistency_weight = consistency_weight
         self.consistency_epoch = consistency_epoch
@@ -257,13 +260,27 @@ class SCTN(TransportFlow):
         local = self.interpolate(
             self.backbone(self.voxelize(points, sample, len(clouds))), points, sample
         )
-        fused = local + self.attention(points, local, counts)
-        return list(fused.split(counts))
+        if self.attention is not None:
+            local = local + self.attention(points, local, counts)
+        return list(local.split(counts))
+
+    def carry(self, pair: SweepPair, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        if self.votes is None:
+            return super().carry(pair, first, second)
+        points = pair.source[:, :3]
+        flow, evidence = self.votes((points, pair.target[:, :3]), (first, second))
+        return flow, flow + self.correction(points, torch.cat([flow, evidence, first], 1))
 
     def voxelize(self, points: Tensor, sample: Tensor, samples: int) -> SparseVoxels:
-        """Voxels with the position of the first of their points, as published."""
+        """Voxels with the position of the first of their points, as published, or with means."""
         size, origin = self.grid.voxel_size, self.grid.origin
         coords, index = voxelize(points, sample, size, origin, None)
+        if not self.absolute:
+            edge = points.new_tensor(size)
+            within = points / edge - segment_expand(coords[:, 1:] + 0.5, index)
+            rows = torch.cat([within, points[:, 2:], torch.ones_like(points[:, :1])], 1)
+            means = segment_reduce(rows, index, len(coords), "mean")
+            return SparseVoxels(means, coords, self.grid, samples)
         rows = torch.arange(len(points), device=points.device)
         first = torch.zeros(len(coords), dtype=torch.int64, device=points.device)
         first = first.scatter_reduce(0, index, rows, "amin", include_self=False)
@@ -322,20 +339,6 @@ def counted(pair: SweepPair) -> Tensor:
 def unit_rows(rows: Tensor) -> Tensor:
     """``rows`` over their norm, which is kept from 0 as FLOT does."""
     return rows / (rows.square().sum(1, keepdim=True) + 1e-8).sqrt()
-
-
-def with_nearness(
-    rows: tuple[Tensor, Tensor], points: tuple[Tensor, Tensor], weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rows whose products are those of ``rows`` less weight / 2 times the squared distance, m^2."""
-    middle = points[0].mean(0)
-    first, second = (p - middle for p in points)
-    half = [-0.5 * weight * p.square().sum(1, keepdim=True) for p in (first, second)]
-    ones = [torch.ones_like(h) for h in half]
-    return (
-        torch.cat([rows[0], weight * first, half[0], ones[0]], 1),
-        torch.cat([rows[1], second, ones[1], half[1]], 1),
-    )
 
 
 def check_pair(pair: SweepPair) -> None:
