@@ -235,6 +235,7 @@ class SCTN(TransportFlow):
         self.attention = PointTransformer(width) if votes is None else None
         self.votes = None if votes is None else DisplacementVotes(width, **votes)
         if self.votes is not None:
+            self.gamma = self.epsilon = None  # of the transport that votes take the place of
             nn.init.zeros_(self.fc.weight)
             nn.init.zeros_(self.fc.bias)
             self.ref_conv1 = SetConv(3 + self.votes.evidence + width, channels[0])

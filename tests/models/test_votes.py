@@ -100,9 +100,8 @@ def test_everything_that_is_used_learns():
     assert losses.keys() == {"loss_flow", "loss_transport"}
     sum(losses.values()).backward()
     for name, parameter in made.named_parameters():
-        if name not in ("epsilon", "gamma"):  # of the transport that votes take the place of
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-            assert parameter.grad.abs().max() > 0, name
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
 
 
 def test_native_and_reference_agree():
