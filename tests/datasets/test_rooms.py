@@ -191,8 +191,9 @@ def test_dataset(world):
     assert sample.names[target] in sample.text
     assert sample.labels[target] == CLASS_NAMES.index(sample.names[target])
     assert meta["unique"] == (sample.names.count(sample.names[target]) == 1)
-    inside = sample.boxes.contains(sample.points)[target]
-    assert (inside & (sample.instance == target)).sum() >= 0.5 * (sample.instance == target).sum()
+    things = (sample.instance >= 0).nonzero()[:, 0]  # of all: the target alone may be three points
+    inside = sample.boxes.contains(sample.points)[sample.instance[things], things]
+    assert inside.float().mean() > 0.8
     assert {s.kind for s in data.sentences} <= {"class", "attribute", "relation"}
 
 

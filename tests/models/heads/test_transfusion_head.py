@@ -12,6 +12,7 @@ from tests.models.kinks import errors_up_to_kinks
 from tests.models.parity import (
     FEATURES,
     GRADIENT,
+    LAST_BITS,
     LOSS,
     assert_detections,
     files_where,
@@ -242,7 +243,7 @@ def test_published_targets_and_losses(path, implementation):
         losses = model.loss(raw, boxes, labels)
     assert torch.equal(target.labels, reference["labels"])
     assert torch.equal(target.matched, reference["bbox_weights"].any(-1))
-    assert torch.equal(target.code, reference["bbox_targets"])
+    torch.testing.assert_close(target.code, reference["bbox_targets"], **LAST_BITS)
     assert int(target.matched.sum()) == reference["num_pos"]
     heatmap = model.target_heatmap(raw, boxes, labels)
     assert torch.equal(heatmap, reference["heatmap"])
