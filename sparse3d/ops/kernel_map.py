@@ -162,7 +162,7 @@ def offset_table(
         kernel_size, stride, padding, dilation: per axis or one number.
 
     Raises:
-        ValueError: the cells span 2**63 keys or more.
+        ValueError: the cells span 2**63 keys or more, and are not found otherwise.
     """
     check_coords(fine)
     check_coords(coarse)
@@ -399,10 +399,21 @@ def _native_cells(definition: Callable, coords: Tensor, *arguments) -> Tensor:
     coords, sizes = coords.contiguous(), torch.tensor(sizes)
     found = native.call("s3d_cells_find", coords, len(coords), dims, sizes, limits, up, threads)
     if found:
-        cells = coords.new_empty(native.call("s3d_cells_count", found), 1 + dims)
+        (cells,) = _room_for(found, (1 + dims,))
         if not native.call("s3d_cells_take", found, cells, threads):
             return cells
     return definition(coords, *arguments)  # past int32: the definition says so
+
+
+def _room_for(found: int, cells: tuple[int], *table: tuple[int]) -> list[Tensor]:
+    """Tensors for what was found: [N, columns of cells], and [rows of a table, N] if asked for."""
+    try:
+        count = native.call("s3d_cells_count", found)
+        shapes = [(count, *cells), *((*rows, count) for rows in table)]
+        return [native.empty(*shape, dtype=torch.int32) for shape in shapes]
+    except BaseException:  # no memory, or interrupted: what was found is nobody's then
+        native.call("s3d_cells_drop", found)
+        raise
 
 
 def _reference_strided(coords: Tensor, *arguments) -> tuple[Tensor, Tensor]:
@@ -420,9 +431,7 @@ def _native_strided(coords: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     if not found:  # cells too far apart to be drawn: in two steps
         cells = _native_cells(reference.reached_cells, coords, *arguments)
         return cells, _native_offset_table(coords, cells, *sizes)
-    count = native.call("s3d_cells_count", found)
-    cells = native.empty(count, 1 + dims, dtype=torch.int32)
-    table = native.empty(math.prod(sizes[0]), count, dtype=torch.int32)
+    cells, table = _room_for(found, (1 + dims,), (math.prod(sizes[0]),))
     if native.call("s3d_strided_take", found, cells, table, threads):
         return cells, table
     return cells, _native_offset_table(coords, cells, *sizes, table=table)

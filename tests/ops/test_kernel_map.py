@@ -337,6 +337,18 @@ def test_native_maps_of_columns_with_few_cells(size, stride, padding, dilation, 
     assert all(map(torch.equal, found["native"], found["reference"]))
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_one_cell_that_reaches_more_cells_than_a_thread_takes(threads):
+    cell, around = torch.tensor([[0, 5, 5, 5]], dtype=torch.int32), torch.arange(30)
+    many = torch.cartesian_prod(torch.zeros(1, dtype=torch.int64), around, around, around).int()
+    found = []
+    for name in ("reference", "native"):
+        with backend.forced(name), _threads(threads):
+            strided = strided_map(cell, 27, 1, padding=0)
+            found.append((strided.table, strided.out_coords, offset_table(cell, many, 3, 1, 1, 1)))
+    assert all(torch.equal(*pair) for pair in zip(*found))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_native_strided_map_inside_a_small_grid(threads):
     """The last cells reach outside; whole columns and lines of outputs fall away."""

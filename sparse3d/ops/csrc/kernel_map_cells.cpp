@@ -315,6 +315,12 @@ EXPORT int64_t s3d_cells_find(const int32_t* coords, int64_t n, int64_t dims, co
 
 EXPORT int64_t s3d_cells_count(int64_t found) { return ((Found*)found)->counts.back(); }
 
+// Throws away what was found, where nobody can take it.
+EXPORT int64_t s3d_cells_drop(int64_t given) {
+  delete (Found*)given;
+  return 0;
+}
+
 // Writes the cells to coords [count, 1 + dims] and throws what was found away. Returns 1 when one leaves
 // int32, else 0.
 EXPORT int64_t s3d_cells_take(int64_t given, int32_t* coords, int64_t threads) {

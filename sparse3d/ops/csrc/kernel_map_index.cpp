@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int64_t kChunk = 128;  // columns that a thread takes at once
-
 template <int kDims>
 S3D_INLINE int64_t find_columns(Columns& to, const int32_t* coords, int64_t begin, int64_t end,
                                 const int64_t* corner, int64_t lines) {
@@ -114,6 +112,7 @@ bool CellIndex::set_size(int64_t batches, int64_t x, int64_t y, int64_t z, int64
   depth = std::max<int64_t>((z + 63) / 64, 1);
   const int64_t most = std::max<int64_t>(1 << 14, 4 * n);
   if (n > (1 << 27) || depth > kDeepest || batches > most || lines > most || width > most) return false;
+  if (y > INT32_MAX) return false;  // places are int32
   if (batches * lines > most) return false;
   words = batches * lines * width;
   return words <= most;
@@ -175,15 +174,15 @@ void CellIndex::draw(const Columns& columns, const int32_t* coords, int dims, in
 // `column` reach.
 int64_t Relation::first_row(int64_t column) const {
   const int32_t* const row = coords + columns.start[column] * (1 + dims);
-  const int64_t batch = row[0] - first_batch, batches = index.words / (index.lines * index.width);
-  if (batch < 0 || batch >= batches) return batch < 0 ? 0 : m;
+  const int64_t batch = row[0] - first_batch;
+  if (batch < 0 || batch >= batches()) return batch < 0 ? 0 : m;
   return index.row(batch * index.lines + x.first_place(cell(row, 1, dims)));
 }
 
 int64_t Relation::end_row(int64_t column) const {
   const int32_t* const row = coords + columns.start[column] * (1 + dims);
-  const int64_t batch = row[0] - first_batch, batches = index.words / (index.lines * index.width);
-  if (batch < 0 || batch >= batches) return batch < 0 ? 0 : m;
+  const int64_t batch = row[0] - first_batch;
+  if (batch < 0 || batch >= batches()) return batch < 0 ? 0 : m;
   return index.row(batch * index.lines + x.last_place(cell(row, 1, dims)) + 1);
 }
 
@@ -238,7 +237,7 @@ void Relation::write(int32_t* table, int part, int parts) const {
   const int64_t first = columns.count * part / parts, last = columns.count * (part + 1) / parts;
   Blank blank{table, g.size[0] * g.size[1] * g.size[2], m, part ? first_row(first) : 0,
               part + 1 < parts ? first_row(last) : m};
-  if (part) blank.fill(end_row(first - 1));  // what the thread before reaches
+  if (first > 0) blank.fill(end_row(first - 1));  // what the threads before reach
 #pragma omp barrier
   for (int64_t c = first; c < last; c += kChunk) {
     const int64_t end = std::min(c + kChunk, last);

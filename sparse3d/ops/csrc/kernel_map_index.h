@@ -34,6 +34,8 @@ void with_bits(const Work& work) {
 }
 #endif
 
+constexpr int64_t kChunk = 128;  // columns that a thread takes at once
+
 static S3D_INLINE uint64_t below(int64_t bit) { return ((uint64_t)1 << (bit & 63)) - 1; }
 
 // `to` where `there`, else `nowhere`, without a branch: for what is hard to foresee.

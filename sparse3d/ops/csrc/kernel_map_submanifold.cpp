@@ -6,8 +6,6 @@
 
 namespace {
 
-constexpr int64_t kChunk = 128;  // columns that a thread takes at once
-
 // A pair of columns that kernel line `line` (x + size * y) joins.
 struct Link {
   int32_t here, there, line;
@@ -177,7 +175,7 @@ struct Submanifold {
   void write(int part, int parts) const {
     const int64_t first = columns.count * part / parts, last = columns.count * (part + 1) / parts;
     Blank blank{table, offsets(), n, columns.start[first], columns.start[last]};
-    if (part) blank.fill(end_row(first - 1));  // what the thread before reaches
+    if (first > 0) blank.fill(end_row(first - 1));  // what the threads before reach
 #pragma omp barrier
     std::vector<Link> links;
     int32_t* const middle = strips[offsets() / 2];
