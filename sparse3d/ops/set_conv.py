@@ -96,9 +96,11 @@ def _native(features, index, offsets, layers, eps, slope) -> Tensor:
     norms = torch.stack([value for _, *norm in layers for value in norm])
     norms[4] = norms[4].abs()
     out = features.new_empty(points, len(first) + spare)
+    with torch.autocast(features.device.type, enabled=False):  # the kernel reads float32
+        own = F.linear(features, first[:, :channels])
     native.call(
         "s3d_set_conv",
-        F.pad(F.linear(features, first[:, :channels]), (0, spare)).contiguous(),
+        F.pad(own, (0, spare)).contiguous(),
         index.contiguous(),
         offsets.contiguous(),
         *(points, index.shape[1], out.shape[1]),

@@ -57,6 +57,15 @@ def test_the_bits_do_not_depend_on_the_threads(monkeypatch):
     assert torch.equal(*results)
 
 
+def test_autocast_changes_nothing_where_there_are_no_gradients():
+    given = case(50, 4, (5, 8))
+    with backend.forced("native"), torch.no_grad():
+        wanted = set_conv(*given)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = set_conv(*given)
+    assert torch.equal(found, wanted)
+
+
 def test_an_empty_cloud_gives_no_rows_and_misfits_are_refused():
     features, index, offsets, layers = case(9, 3, (4, 6))
     assert set_conv(features[:0], index[:0], offsets[:0], layers).shape == (0, 6)
