@@ -206,7 +206,8 @@ class SCTN(TransportFlow):
             else its points' mean position within it, their mean height, and 1.
         votes: options of DisplacementVotes, which then take the place of attention among all points
             and of transport; refinement sees, beside the flow, their evidence and the features.
-            None, as published: attention and transport.
+            ``iterations`` and ``radius`` mean nothing then. None, as published: attention and
+            transport.
         options: of TransportFlow.
 
     Source: https://arxiv.org/abs/2105.04447.

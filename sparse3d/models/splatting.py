@@ -43,7 +43,8 @@ class SplattingModel(BaseModel):
         hold_rate: share of the training through which that rate stays at the value that it has at
             the end of this share (EDGS: 8,000 of 30,000 steps).
         rate_power: rates are those of 30,000 steps; a training of fewer multiplies all of them by
-            30,000 / steps to this power. 0: as published, whatever the length.
+            30,000 / steps to this power. 0: as published, whatever the length. The model sets
+            rates itself: schedulers of the optimizer have no say.
         settle: share of the training, its end, through which all rates fall to a tenth, evenly in
             their logarithm. 0: only the means' rate falls, as published.
         background: rgb in 0..1 where nothing is; 'mean': the mean colour of the photographs.
@@ -77,6 +78,10 @@ class SplattingModel(BaseModel):
         self.degree_every = degree_every
         self.ssim_weight = ssim_weight
         self.final_rate, self.hold_rate = final_rate, hold_rate
+        if rate_power < 0 or not 0 <= settle <= 1:
+            raise ValueError(
+                f"rate_power is {rate_power} and settle {settle}; they must be 0 or more, and 0..1"
+            )
         self.rate_power, self.settle = rate_power, settle
         self.mode = "antialiased" if antialiased else "classic"
         self.most = _cap(most_gaussians, memory_gb, sh_degree)

@@ -202,8 +202,21 @@ def rates_of(steps: int, **options) -> dict[str, list[float]]:
 def test_a_short_training_has_higher_rates_of_everything():
     for rates in rates_of(300, rate_power=0.5).values():
         assert rates == pytest.approx([10.0] * 301)
-    for rates in rates_of(300).values():
-        assert rates == pytest.approx([1.0] * 301)
+
+
+def test_as_published_all_rates_but_that_of_the_means_stay():
+    model, wrapper, _ = build(steps=300)
+    for step in (0, 150, 300):
+        model._set_rates(wrapper.optimizer, step)
+        for group in wrapper.optimizer.param_groups:
+            if group["params"][0] is not model.means:
+                assert group["lr"] == group["initial_lr"]
+
+
+@pytest.mark.parametrize("wrong", [{"rate_power": -1.0}, {"settle": -0.5}, {"settle": 1.5}])
+def test_rates_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        build(**wrong)
 
 
 def test_no_training_has_lower_rates_than_published():

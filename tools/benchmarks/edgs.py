@@ -90,11 +90,12 @@ class Contest:
             # What is scheduled goes by how many steps will fit into the time.
             left = (budget - self.spent) / (self.stepping / step if step else self.one_pass())
             self.model.steps = step + max(round(left), 1)
+            stepping = clock()
             torch.manual_seed(1_000_003 * self.seed + step)
             if not self.order:
                 self.order = torch.randperm(len(self.views)).tolist()
             self.model.train_step(collate([self.views[self.order.pop()]]), self.optimizer)
-            self.stepping += clock() - began
+            self.stepping += clock() - stepping
             self.spent += clock() - began
 
     def one_pass(self) -> float:
