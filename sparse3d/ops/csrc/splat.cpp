@@ -9,12 +9,17 @@
 #include <atomic>
 #include <vector>
 
+#include "array.h"
+
 namespace {
 
-constexpr float LOG2_E = 1.44269504088896341f;
 // Floats of the per-entry sums that are kept at a time: bounds memory, and decides no order of sums
 // because a Gaussian's entries are always added in the order of the lists.
-constexpr int64_t SUMS_AT_A_TIME = (int64_t)1 << 25;
+inline int64_t sums_at_a_time(int64_t threads) {
+  return threads > 1 ? threads << 20 : 1 << 15;  // one thread never waits: what stays in its cache
+}
+
+constexpr int64_t AHEAD = 8;  // entries: their rows lie anywhere in memory
 
 // level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
 const SplatKernels& kernels(int64_t level) {
@@ -31,13 +36,20 @@ const SplatKernels& kernels(int64_t level) {
   return splat_plain;
 }
 
-void make_record(const float* mean, const float* conic, float opacity, float* r) {
+void make_record(const SplatCall& q, const float* means, const float* opacities, int64_t row, float* r) {
+  const float *mean = means + 2 * row, *conic = q.conics + 3 * row;
   const float a = 0.5f * LOG2_E * conic[0], b = LOG2_E * conic[1], c = 0.5f * LOG2_E * conic[2];
-  const bool ellipse = a > 0 && c > 0 && 4 * (double)a * c > (double)b * b;
-  r[0] = mean[0], r[1] = mean[1], r[2] = a, r[3] = b, r[4] = c;
-  r[5] = log2f(opacity);
+  const double rest = c - 0.25 * b * b / a;
+  const bool ellipse = a > 0 && rest > 0;
+  r[0] = mean[0], r[1] = mean[1];
+  r[2] = ellipse ? sqrtf(a) : 1.f;
+  r[3] = ellipse ? 0.5f * b / r[2] : 0.f;
+  r[4] = ellipse ? (float)sqrt(rest) : 1.f;
+  r[5] = log2f(opacities[row]);
   r[6] = ellipse ? -0.5f * b / a : NAN;
   r[7] = -0.5f * b / c;
+  if (q.channels <= SPLAT_COLORS)
+    memcpy(r + 8, q.colors + q.channels * row, sizeof(float) * q.channels);
 }
 
 // Rows of one image that a list may name, in every tile: 1 when it names others, or offsets fall.
@@ -48,8 +60,9 @@ int64_t check_lists(const SplatCall& q, int64_t rows) {
     before = q.offsets[t];
   }
   wrong |= before > q.entries;
-  for (int64_t i = 0; i < q.entries; i++) wrong |= (uint64_t)(int64_t)q.ids[i] >= (uint64_t)rows;
-  return wrong;
+  uint32_t largest = 0;  // a negative number is large
+  for (int64_t i = 0; i < q.entries; i++) largest = std::max(largest, (uint32_t)q.ids[i]);
+  return wrong | (q.entries && largest >= (uint64_t)rows);
 }
 
 }  // namespace
@@ -66,13 +79,14 @@ EXPORT int64_t s3d_splat_composite(const float* means, const float* conics, cons
                                    int64_t down, float* image, float* transmittance,
                                    int32_t* looked_at, int64_t level, int64_t threads) {
   SplatCall q = {};
-  q.colors = colors, q.backgrounds = backgrounds, q.shown = shown, q.offsets = offsets, q.ids = ids;
+  q.conics = conics, q.colors = colors, q.backgrounds = backgrounds, q.shown = shown;
+  q.offsets = offsets, q.ids = ids;
   q.channels = channels, q.entries = entries, q.images = images, q.width = width, q.height = height;
   q.tile = tile, q.across = across, q.down = down;
   q.image = image, q.transmittance = transmittance, q.looked_at = looked_at;
   if (check_lists(q, rows)) return 1;
-  std::vector<float> records(SPLAT_RECORD * rows + 16);
-  float* r = (float*)(((uintptr_t)records.data() + 31) / 32 * 32);
+  const Array<float> records = uninitialised<float>(SPLAT_RECORD * (rows + 1));
+  float* r = (float*)(((uintptr_t)records.get() + 63) / 64 * 64);
   q.records = r;
   const SplatKernels& kernel = kernels(level);
 #pragma omp parallel num_threads((int)threads)
@@ -80,7 +94,7 @@ EXPORT int64_t s3d_splat_composite(const float* means, const float* conics, cons
     std::vector<float> scratch(splat_scratch(channels));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++)
-      make_record(means + 2 * i, conics + 3 * i, opacities[i], r + SPLAT_RECORD * i);
+      make_record(q, means, opacities, i, r + SPLAT_RECORD * i);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t t = 0; t < q.tiles(); t++) kernel.forward(q, t, scratch.data());
   }
@@ -97,61 +111,66 @@ EXPORT int64_t s3d_splat_composite_gradient(
     int64_t tile, int64_t across, int64_t down, int64_t absolute, float* d_means, float* d_absolute,
     float* d_conics, float* d_colors, float* d_opacities, int64_t level, int64_t threads) {
   SplatCall q = {};
-  q.colors = colors, q.backgrounds = backgrounds, q.shown = shown, q.offsets = offsets, q.ids = ids;
+  q.conics = conics, q.colors = colors, q.backgrounds = backgrounds, q.shown = shown;
+  q.offsets = offsets, q.ids = ids;
   q.channels = channels, q.entries = entries, q.images = images, q.width = width, q.height = height;
   q.tile = tile, q.across = across, q.down = down, q.absolute = absolute;
   q.transmittance = transmittance, q.looked_at = looked_at;
   q.grad_image = grad_image, q.grad_light = grad_light;
   if (check_lists(q, rows)) return 1;
-  std::vector<float> records(SPLAT_RECORD * rows + 16);
-  float* r = (float*)(((uintptr_t)records.data() + 31) / 32 * 32);
+  const Array<float> records = uninitialised<float>(SPLAT_RECORD * (rows + 1));
+  float* r = (float*)(((uintptr_t)records.get() + 63) / 64 * 64);
   q.records = r;
   const SplatKernels& kernel = kernels(level);
-  const int64_t stride = q.stride();
+  const int64_t stride = q.stride(), at_a_time = sums_at_a_time(threads);
   std::vector<int64_t> batches = {0};  // first tile of each
   for (int64_t t = 1; t < q.tiles(); t++)
-    if ((q.end(t) - q.begin(batches.back())) * stride > SUMS_AT_A_TIME) batches.push_back(t);
+    if ((q.end(t) - q.begin(batches.back())) * stride > at_a_time) batches.push_back(t);
   batches.push_back(q.tiles());
   int64_t most = 0;
   for (size_t b = 0; b + 1 < batches.size(); b++)
     most = std::max(most, q.end(batches[b + 1] - 1) - q.begin(batches[b]));
-  std::vector<float> sums(rows * stride);
-  float* parts = new float[most * stride];
+  const Array<float> sums = uninitialised<float>(rows * stride);
+  const Array<float> parts = uninitialised<float>(most * stride);
 #pragma omp parallel num_threads((int)threads)
   {
     const int64_t count = omp_get_num_threads(), self = omp_get_thread_num();
     const int64_t low = rows * self / count, high = rows * (self + 1) / count;
     std::vector<float> scratch(splat_scratch(channels));
+    memset(sums.get() + low * stride, 0, sizeof(float) * (high - low) * stride);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++)
-      make_record(means + 2 * i, conics + 3 * i, opacities[i], r + SPLAT_RECORD * i);
+      make_record(q, means, opacities, i, r + SPLAT_RECORD * i);
     for (size_t b = 0; b + 1 < batches.size(); b++) {
       const int64_t begin = q.begin(batches[b]), end = q.end(batches[b + 1] - 1);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t t = batches[b]; t < batches[b + 1]; t++)
-        kernel.gradient(q, t, scratch.data(), parts + (q.begin(t) - begin) * stride);
+        kernel.gradient(q, t, scratch.data(), parts.get() + (q.begin(t) - begin) * stride);
       // every thread adds the entries of its own rows, in the order of the lists
       for (int64_t i = begin; i < end; i++) {
+        if (i + AHEAD < end) __builtin_prefetch(sums.get() + ids[i + AHEAD] * stride, 1);
         if (ids[i] < low || ids[i] >= high) continue;
-        const float* from = parts + (i - begin) * stride;
-        float* to = sums.data() + ids[i] * stride;
+        const float* from = parts.get() + (i - begin) * stride;
+        float* to = sums.get() + ids[i] * stride;
         for (int64_t k = 0; k < stride; k++) to[k] += from[k];
       }
 #pragma omp barrier
     }
     for (int64_t i = low; i < high; i++) {
-      const float *s = sums.data() + i * stride, *conic = conics + 3 * i;
-      d_means[2 * i] = -(conic[0] * s[1] + conic[1] * s[2]);
-      d_means[2 * i + 1] = -(conic[1] * s[1] + conic[2] * s[2]);
+      const float *s = sums.get() + i * stride, *conic = conics + 3 * i, *record = r + SPLAT_RECORD * i;
+      // back from u and v to x and y
+      const float per_u = 1 / record[2], per_v = 1 / record[4], skew = record[3] * per_v;
+      const float x = (s[1] - skew * s[2]) * per_u, y = s[2] * per_v;
+      d_means[2 * i] = conic[0] * x + conic[1] * y;
+      d_means[2 * i + 1] = conic[1] * x + conic[2] * y;
       d_absolute[2 * i] = s[6] / LOG2_E;
       d_absolute[2 * i + 1] = s[7] / LOG2_E;
-      d_conics[3 * i] = -0.5f * s[3];
-      d_conics[3 * i + 1] = -s[4];
-      d_conics[3 * i + 2] = -0.5f * s[5];
+      d_conics[3 * i] = -0.5f * (s[3] - skew * (2 * s[4] - skew * s[5])) * per_u * per_u;
+      d_conics[3 * i + 1] = -(s[4] - skew * s[5]) * per_u * per_v;
+      d_conics[3 * i + 2] = -0.5f * s[5] * per_v * per_v;
       d_opacities[i] = s[0] == 0 ? 0.f : s[0] / opacities[i];
       memcpy(d_colors + channels * i, s + SPLAT_MOMENTS, sizeof(float) * channels);
     }
   }
-  delete[] parts;
   return 0;
 }

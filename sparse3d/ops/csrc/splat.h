@@ -4,14 +4,19 @@
 
 constexpr float SPLAT_ALPHA_MIN = 1.f / 255, SPLAT_ALPHA_MAX = 0.999f, SPLAT_LIGHT_MIN = 1e-4f;
 constexpr float SPLAT_LOG_MIN = -7.99435343685886f;  // log2 of SPLAT_ALPHA_MIN
-// A Gaussian as the kernels read it: mean x, y; quadratic form xx, xy, yy and log2 of the opacity, so
-// that alpha = 2^(opacity - form); the x (y) of the form's minimum on a line of constant y (x), per y (x).
-constexpr int SPLAT_RECORD = 8;
-// Sums of the gradient per list entry: s, s dx, s dy, s dx^2, s dx dy, s dy^2, |x|, |y|, then channels.
+// A Gaussian as the kernels read it: mean x, y; ux, uy, vy and log2 of the opacity, so that of a pixel at
+// mean + (dx, dy) with u = ux dx + uy dy and v = vy dy alpha = 2^(opacity - u^2 - v^2); the x (y) of the least
+// u^2 + v^2 on a line of constant y (x), per y (x). Where the conic is of no ellipse u = dx, v = dy, and
+// the first of the last two is not a number. Then the colors, if there are at most SPLAT_COLORS of them.
+constexpr int SPLAT_RECORD = 16, SPLAT_COLORS = 8;
+// Sums of the gradient per list entry: s, s u, s v, s u^2, s u v, s v^2, |x|, |y|, then channels; as wide
+// as stride() says.
 constexpr int SPLAT_MOMENTS = 8;
+constexpr float LOG2_E = 1.44269504088896341f;
 
 struct SplatCall {
   const float* records;       // [rows, SPLAT_RECORD]
+  const float* conics;        // [rows, 3]
   const float* colors;        // [rows, channels]
   const float* backgrounds;   // [images, channels] or null
   const uint8_t* shown;       // [images, down, across] or null: tiles to draw
@@ -27,7 +32,8 @@ struct SplatCall {
   int64_t tiles() const { return images * down * across; }
   int64_t begin(int64_t tile) const { return offsets[tile]; }
   int64_t end(int64_t tile) const { return tile + 1 < tiles() ? offsets[tile + 1] : entries; }
-  int64_t stride() const { return SPLAT_MOMENTS + channels; }
+  // of a row's sums: whole vectors
+  int64_t stride() const { return (SPLAT_MOMENTS + channels + 15) / 16 * 16; }
 };
 
 // Floats that a thread needs to work on a tile.

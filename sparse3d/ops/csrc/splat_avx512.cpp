@@ -34,31 +34,34 @@ struct V {
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F abs(F a) { return _mm512_abs_ps(a); }
+  static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
   static F left(F T, F alpha) { return _mm512_fnmadd_ps(T, alpha, T); }
-  static F inverse(F a) {
-    const F x = _mm512_rcp14_ps(a);  // one Newton step
-    return _mm512_fmadd_ps(_mm512_fnmadd_ps(a, x, set(1.f)), x, x);
-  }
+  static F divide(F a, F b) { return _mm512_div_ps(a, b); }
   static M le(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+  static M le_among(M m, F a, F b) { return _mm512_mask_cmp_ps_mask(m, a, b, _CMP_LE_OQ); }
+  static M lt_among(M m, F a, F b) { return _mm512_mask_cmp_ps_mask(m, a, b, _CMP_LT_OQ); }
   static M both(M a, M b) { return a & b; }
-  static M without(M a, M b) { return a & (M)~b; }
   static M mask(uint32_t bits) { return (M)bits; }
   static bool any(M m) { return m != 0; }
   static uint32_t bits(M m) { return m; }
   static F keep(M m, F a) { return _mm512_maskz_mov_ps(m, a); }
-  static F drop(M m, F a) { return _mm512_maskz_mov_ps((M)~m, a); }
-  static I select(M m, int32_t x, I b) { return _mm512_mask_set1_epi32(b, m, x); }
+  static F choose(M m, F a, F b) { return _mm512_mask_mov_ps(b, m, a); }
+  static I choose(M m, I a, I b) { return _mm512_mask_mov_epi32(b, m, a); }
+  static I seti(int32_t x) { return _mm512_set1_epi32(x); }
   static M reaches(const int32_t* last, int32_t number) {
     return _mm512_cmpge_epi32_mask(_mm512_loadu_si512(last), _mm512_set1_epi32(number));
   }
-  static F exp2(F p) {
-    const F whole = _mm512_roundscale_ps(p, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const F x = sub(p, whole);
+  // 2^p in the lanes m, 0 in the others
+  static F exp2(M m, F p) {
+    const F shifted = add(p, set(12582912.f));  // rounds to whole numbers
+    const F x = sub(p, sub(shifted, set(12582912.f)));
     F y = fma(set(0.001326472731307149f), x, set(0.009671512991189957f));
     y = fma(y, x, set(0.05550733581185341f));
     y = fma(y, x, set(0.24022242426872253f));
     y = fma(y, x, set(0.6931470036506653f));
-    return _mm512_scalef_ps(fma(y, x, set(1.f)), whole);
+    y = fma(y, x, set(1.f));
+    const I exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(m, _mm512_castps_si512(y), exponent));
   }
   // lists[b] has bit e where hit[e] has bit b
   static void transpose(const uint16_t* hit, uint64_t* lists) {
@@ -69,21 +72,36 @@ struct V {
                  (uint64_t)_mm512_test_epi16_mask(high, one) << 32;
     }
   }
-  static __m256 halves(F v) {
-    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  // Adds neighbouring parts of a, and of b, and lets the sums take turns: `odd` are b's places, `swap`
+  // exchanges neighbours.
+  template <class Swap>
+  static F fold(M odd, F a, F b, const Swap& swap) {
+    return add(_mm512_mask_mov_ps(a, odd, b), swap(_mm512_mask_mov_ps(b, odd, a)));
   }
-  // sums[k] += the sum of the lanes of v[k]
+  // sums[k] += the sum of the lanes of v[k]; from 9 on all 16 sums are touched
   template <int N>
   static void add_sums(const F* v, float* sums) {
-    int k = 0;
-    for (; k + 4 <= N; k += 4) {
-      const __m256 a = _mm256_hadd_ps(halves(v[k]), halves(v[k + 1]));
-      const __m256 b = _mm256_hadd_ps(halves(v[k + 2]), halves(v[k + 3]));
-      const __m256 c = _mm256_hadd_ps(a, b);
-      const __m128 sum = _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
-      _mm_storeu_ps(sums + k, _mm_add_ps(_mm_loadu_ps(sums + k), sum));
+    if (N == 1) {
+      sums[0] += _mm512_reduce_add_ps(v[0]);
+      return;
     }
-    for (; k < N; k++) sums[k] += _mm512_reduce_add_ps(v[k]);
+    const F zero = _mm512_setzero_ps();
+    F a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++)
+      a[i] = 2 * i >= N ? zero : fold(0xaaaa, v[2 * i], 2 * i + 1 < N ? v[2 * i + 1] : zero, [](F x) {
+        return _mm512_permute_ps(x, 0xb1);
+      });
+    for (int i = 0; i < 4; i++)
+      b[i] = 4 * i >= N ? zero : fold(0xcccc, a[2 * i], a[2 * i + 1], [](F x) {
+        return _mm512_permute_ps(x, 0x4e);
+      });
+    for (int i = 0; i < 2; i++)
+      c[i] = 8 * i >= N ? zero : fold(0xf0f0, b[2 * i], b[2 * i + 1], [](F x) {
+        return _mm512_shuffle_f32x4(x, x, 0xb1);
+      });
+    const F all = fold(0xff00, c[0], c[1], [](F x) { return _mm512_shuffle_f32x4(x, x, 0x4e); });
+    const M some = N > 8 ? 0xffff : (1 << N) - 1;
+    _mm512_mask_storeu_ps(sums, some, add(_mm512_maskz_loadu_ps(some, sums), all));
   }
 };
 }  // namespace

@@ -66,6 +66,9 @@ struct V {
   static F fma(F a, F b, F c) {
     return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
   }
+  static F fnma(F a, F b, F c) {
+    return each([&](int i) { return c.v[i] - a.v[i] * b.v[i]; });
+  }
   static F min(F a, F b) {
     return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
   }
@@ -78,17 +81,18 @@ struct V {
   static F left(F T, F alpha) {
     return each([&](int i) { return T.v[i] * (1.f - alpha.v[i]); });
   }
-  static F inverse(F a) {
-    return each([&](int i) { return 1.f / a.v[i]; });
+  static F divide(F a, F b) {
+    return each([&](int i) { return a.v[i] / b.v[i]; });
   }
   static M le(F a, F b) {
     return eachi([&](int i) { return a.v[i] <= b.v[i]; });
   }
+  static M le_among(M m, F a, F b) { return both(m, le(a, b)); }
+  static M lt_among(M m, F a, F b) {
+    return both(m, eachi([&](int i) { return a.v[i] < b.v[i]; }));
+  }
   static M both(M a, M b) {
     return eachi([&](int i) { return a.v[i] & b.v[i]; });
-  }
-  static M without(M a, M b) {
-    return eachi([&](int i) { return a.v[i] & ~b.v[i]; });
   }
   static uint32_t bits(M m) {
     uint32_t out = 0;
@@ -112,18 +116,22 @@ struct V {
   static F keep(M m, F a) {
     return each([&](int i) { return (Floats)((Ints)a.v[i] & m.v[i]); });
   }
-  static F drop(M m, F a) {
-    return each([&](int i) { return (Floats)((Ints)a.v[i] & ~m.v[i]); });
+  static F choose(M m, F a, F b) {
+    return each([&](int i) { return m.v[i] ? a.v[i] : b.v[i]; });
   }
-  static I select(M m, int32_t x, I b) {
-    return eachi([&](int i) { return (m.v[i] & x) | (~m.v[i] & b.v[i]); });
+  static I choose(M m, I a, I b) {
+    return eachi([&](int i) { return m.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static I seti(int32_t x) {
+    return eachi([&](int) { return x - (Ints){}; });
   }
   static M reaches(const int32_t* last, int32_t number) {
     const I at = loadi(last);
     return eachi([&](int i) { return at.v[i] >= number; });
   }
-  static F exp2(F p) {
-    return each([&](int i) {
+  // 2^p in the lanes m, 0 in the others
+  static F exp2(M m, F p) {
+    return keep(m, each([&](int i) {
       const Floats low = p.v[i] < -100.f ? -100.f - (Floats){} : p.v[i];
       const Floats at = low > 100.f ? 100.f - (Floats){} : low;
       const Floats shifted = at + 12582912.f;  // rounds to whole numbers
@@ -134,7 +142,7 @@ struct V {
       y = y * x + 0.6931470036506653f;
       y = y * x + 1.f;
       return y * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
-    });
+    }));
   }
   // lists[b] has bit e where hit[e] has bit b
   static void transpose(const uint16_t* hit, uint64_t* lists) {
