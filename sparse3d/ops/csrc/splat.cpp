@@ -6,10 +6,8 @@
 #include <string.h>
 
 #include <algorithm>
-#include <atomic>
+#include <memory>
 #include <vector>
-
-#include "array.h"
 
 namespace {
 
@@ -19,7 +17,12 @@ inline int64_t sums_at_a_time(int64_t threads) {
   return threads > 1 ? threads << 20 : 1 << 15;  // one thread never waits: what stays in its cache
 }
 
-constexpr int64_t AHEAD = 8;  // entries: their rows lie anywhere in memory
+constexpr int64_t AHEAD = 24;  // entries: their rows lie anywhere in memory
+
+// Ordinary memory, which a training step finds again where the last one left it: fresh pages, of any
+// size, would have to be cleared first.
+using Floats = std::unique_ptr<float[]>;
+Floats uninitialised(int64_t n) { return Floats(new float[n]); }
 
 // level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
 const SplatKernels& kernels(int64_t level) {
@@ -85,7 +88,7 @@ EXPORT int64_t s3d_splat_composite(const float* means, const float* conics, cons
   q.tile = tile, q.across = across, q.down = down;
   q.image = image, q.transmittance = transmittance, q.looked_at = looked_at;
   if (check_lists(q, rows)) return 1;
-  const Array<float> records = uninitialised<float>(SPLAT_RECORD * (rows + 1));
+  const Floats records = uninitialised(SPLAT_RECORD * (rows + 1));
   float* r = (float*)(((uintptr_t)records.get() + 63) / 64 * 64);
   q.records = r;
   const SplatKernels& kernel = kernels(level);
@@ -118,7 +121,7 @@ EXPORT int64_t s3d_splat_composite_gradient(
   q.transmittance = transmittance, q.looked_at = looked_at;
   q.grad_image = grad_image, q.grad_light = grad_light;
   if (check_lists(q, rows)) return 1;
-  const Array<float> records = uninitialised<float>(SPLAT_RECORD * (rows + 1));
+  const Floats records = uninitialised(SPLAT_RECORD * (rows + 1));
   float* r = (float*)(((uintptr_t)records.get() + 63) / 64 * 64);
   q.records = r;
   const SplatKernels& kernel = kernels(level);
@@ -130,8 +133,8 @@ EXPORT int64_t s3d_splat_composite_gradient(
   int64_t most = 0;
   for (size_t b = 0; b + 1 < batches.size(); b++)
     most = std::max(most, q.end(batches[b + 1] - 1) - q.begin(batches[b]));
-  const Array<float> sums = uninitialised<float>(rows * stride);
-  const Array<float> parts = uninitialised<float>(most * stride);
+  const Floats sums = uninitialised(rows * stride);
+  const Floats parts = uninitialised(most * stride);
 #pragma omp parallel num_threads((int)threads)
   {
     const int64_t count = omp_get_num_threads(), self = omp_get_thread_num();

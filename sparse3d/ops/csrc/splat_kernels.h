@@ -299,16 +299,22 @@ inline void gather(const SplatCall& q, int64_t row, const float* centre_u, const
   F v[8 + R];
   for (int k = 0; k < 8 + R; k++) v[k] = V::set(0.f);
   if (!D) memset(colors, 0, sizeof(float) * 16 * channels);
-  while (bits) {
-    const int b = __builtin_ctz(bits);
-    bits &= bits - 1;
-    float *light = s.light + 16 * b, *behind = s.behind + 16 * b;
-    const float* g = s.cotangent + 16 * channels * b;
+  // In two steps, of which the first is a block ahead: what depends on each other stands far apart.
+  struct Step {
+    F u, v, raw;
+    int b;
+  };
+  const auto begin = [&](int b) {
     const F du = V::add(within.u, V::set(centre_u[b])), dv = V::add(within.v, V::set(centre_v[b]));
     M counts;
     const M among = V::reaches(s.last + 16 * b, number);
     const F raw = alpha_of(V::set(r[5]), du, dv, among, CAREFUL ? &form : nullptr, counts);
-    const F alpha = CAREFUL ? V::min(raw, V::set(SPLAT_ALPHA_MAX)) : raw;
+    return Step{du, dv, raw, b};
+  };
+  const auto finish = [&](const Step& at) {
+    float *light = s.light + 16 * at.b, *behind = s.behind + 16 * at.b;
+    const float* g = s.cotangent + 16 * channels * at.b;
+    const F alpha = CAREFUL ? V::min(at.raw, V::set(SPLAT_ALPHA_MAX)) : at.raw;
     const F T = V::divide(V::load(light), V::sub(V::set(1.f), alpha)), w = V::mul(alpha, T);
     F dot = V::mul(V::set(c[0]), V::load(g));
     for (int64_t k = 1; k < channels; k++) dot = V::fma(V::set(c[k]), V::load(g + 16 * k), dot);
@@ -321,17 +327,24 @@ inline void gather(const SplatCall& q, int64_t row, const float* centre_u, const
     V::store(light, T);
     V::store(behind, V::fma(alpha, more, V::load(behind)));
     F sg = V::mul(w, more);
-    if (CAREFUL) sg = V::keep(V::le(raw, V::set(SPLAT_ALPHA_MAX)), sg);
-    const F su = V::mul(sg, du), sv = V::mul(sg, dv);
+    if (CAREFUL) sg = V::keep(V::le(at.raw, V::set(SPLAT_ALPHA_MAX)), sg);
+    const F su = V::mul(sg, at.u), sv = V::mul(sg, at.v);
     v[0] = V::add(v[0], sg), v[1] = V::add(v[1], su), v[2] = V::add(v[2], sv);
-    v[3] = V::fma(su, du, v[3]), v[4] = V::fma(su, dv, v[4]), v[5] = V::fma(sv, dv, v[5]);
+    v[3] = V::fma(su, at.u, v[3]), v[4] = V::fma(su, at.v, v[4]), v[5] = V::fma(sv, at.v, v[5]);
     if (ABS) {
       const F x = V::fma(V::set(2 * form.uu), su, V::mul(V::set(form.uv), sv));
       const F y = V::fma(V::set(form.uv), su, V::mul(V::set(2 * form.vv), sv));
       v[6] = V::add(v[6], V::abs(V::mul(V::set(r[2]), x)));
       v[7] = V::add(v[7], V::abs(V::fma(V::set(r[3]), x, V::mul(V::set(r[4]), y))));
     }
+  };
+  Step at = begin(__builtin_ctz(bits));
+  while (bits &= bits - 1) {
+    const Step next = begin(__builtin_ctz(bits));
+    finish(at);
+    at = next;
   }
+  finish(at);
   if (D) return V::add_sums<SPLAT_MOMENTS + R>(v, sums);
   V::add_sums<SPLAT_MOMENTS>(v, sums);
   for (int64_t k = 0; k < channels; k++) {
