@@ -17,12 +17,34 @@ inline int64_t sums_at_a_time(int64_t threads) {
   return threads > 1 ? threads << 20 : 1 << 15;  // one thread never waits: what stays in its cache
 }
 
-constexpr int64_t AHEAD = 24;  // entries: their rows lie anywhere in memory
+constexpr int64_t AHEAD = 64;  // entries: their rows lie anywhere in memory
 
-// Ordinary memory, which a training step finds again where the last one left it: fresh pages, of any
-// size, would have to be cleared first.
-using Floats = std::unique_ptr<float[]>;
-Floats uninitialised(int64_t n) { return Floats(new float[n]); }
+// Memory of one call, which its thread keeps for the next one: fresh pages would have to be cleared, and
+// that takes up to a tenth of the time. Large memory is given back.
+class Workspace {
+ public:
+  explicit Workspace(int64_t floats) {
+    if (size >= floats + 16) return;
+    give_back();
+    kept.reset(new float[floats + 16]);
+    size = floats + 16;
+  }
+  ~Workspace() {
+    if (size > MOST_KEPT) give_back();
+  }
+  float* aligned() const { return (float*)(((uintptr_t)kept.get() + 63) / 64 * 64); }
+
+ private:
+  static constexpr int64_t MOST_KEPT = (int64_t)1 << 23;  // floats
+  static void give_back() {
+    kept.reset();
+    size = 0;
+  }
+  static thread_local std::unique_ptr<float[]> kept;
+  static thread_local int64_t size;
+};
+thread_local std::unique_ptr<float[]> Workspace::kept;
+thread_local int64_t Workspace::size = 0;
 
 // level: 0 the best that the processor has, 1 plain, 2 AVX2, 3 AVX-512 (or the next lower one).
 const SplatKernels& kernels(int64_t level) {
@@ -88,8 +110,8 @@ EXPORT int64_t s3d_splat_composite(const float* means, const float* conics, cons
   q.tile = tile, q.across = across, q.down = down;
   q.image = image, q.transmittance = transmittance, q.looked_at = looked_at;
   if (check_lists(q, rows)) return 1;
-  const Floats records = uninitialised(SPLAT_RECORD * (rows + 1));
-  float* r = (float*)(((uintptr_t)records.get() + 63) / 64 * 64);
+  const Workspace workspace(SPLAT_RECORD * rows);
+  float* r = workspace.aligned();
   q.records = r;
   const SplatKernels& kernel = kernels(level);
 #pragma omp parallel num_threads((int)threads)
@@ -121,9 +143,6 @@ EXPORT int64_t s3d_splat_composite_gradient(
   q.transmittance = transmittance, q.looked_at = looked_at;
   q.grad_image = grad_image, q.grad_light = grad_light;
   if (check_lists(q, rows)) return 1;
-  const Floats records = uninitialised(SPLAT_RECORD * (rows + 1));
-  float* r = (float*)(((uintptr_t)records.get() + 63) / 64 * 64);
-  q.records = r;
   const SplatKernels& kernel = kernels(level);
   const int64_t stride = q.stride(), at_a_time = sums_at_a_time(threads);
   std::vector<int64_t> batches = {0};  // first tile of each
@@ -133,14 +152,15 @@ EXPORT int64_t s3d_splat_composite_gradient(
   int64_t most = 0;
   for (size_t b = 0; b + 1 < batches.size(); b++)
     most = std::max(most, q.end(batches[b + 1] - 1) - q.begin(batches[b]));
-  const Floats sums = uninitialised(rows * stride);
-  const Floats parts = uninitialised(most * stride);
+  const Workspace workspace(SPLAT_RECORD * rows + (rows + most) * stride);
+  float *r = workspace.aligned(), *sums = r + SPLAT_RECORD * rows, *parts = sums + rows * stride;
+  q.records = r;
 #pragma omp parallel num_threads((int)threads)
   {
     const int64_t count = omp_get_num_threads(), self = omp_get_thread_num();
     const int64_t low = rows * self / count, high = rows * (self + 1) / count;
     std::vector<float> scratch(splat_scratch(channels));
-    memset(sums.get() + low * stride, 0, sizeof(float) * (high - low) * stride);
+    memset(sums + low * stride, 0, sizeof(float) * (high - low) * stride);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++)
       make_record(q, means, opacities, i, r + SPLAT_RECORD * i);
@@ -148,19 +168,19 @@ EXPORT int64_t s3d_splat_composite_gradient(
       const int64_t begin = q.begin(batches[b]), end = q.end(batches[b + 1] - 1);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t t = batches[b]; t < batches[b + 1]; t++)
-        kernel.gradient(q, t, scratch.data(), parts.get() + (q.begin(t) - begin) * stride);
+        kernel.gradient(q, t, scratch.data(), parts + (q.begin(t) - begin) * stride);
       // every thread adds the entries of its own rows, in the order of the lists
       for (int64_t i = begin; i < end; i++) {
-        if (i + AHEAD < end) __builtin_prefetch(sums.get() + ids[i + AHEAD] * stride, 1);
+        if (i + AHEAD < end) __builtin_prefetch(sums + ids[i + AHEAD] * stride, 1);
         if (ids[i] < low || ids[i] >= high) continue;
-        const float* from = parts.get() + (i - begin) * stride;
-        float* to = sums.get() + ids[i] * stride;
+        const float* from = parts + (i - begin) * stride;
+        float* to = sums + ids[i] * stride;
         for (int64_t k = 0; k < stride; k++) to[k] += from[k];
       }
 #pragma omp barrier
     }
     for (int64_t i = low; i < high; i++) {
-      const float *s = sums.get() + i * stride, *conic = conics + 3 * i, *record = r + SPLAT_RECORD * i;
+      const float *s = sums + i * stride, *conic = conics + 3 * i, *record = r + SPLAT_RECORD * i;
       // back from u and v to x and y
       const float per_u = 1 / record[2], per_v = 1 / record[4], skew = record[3] * per_v;
       const float x = (s[1] - skew * s[2]) * per_u, y = s[2] * per_v;

@@ -4,10 +4,10 @@
 
 constexpr float SPLAT_ALPHA_MIN = 1.f / 255, SPLAT_ALPHA_MAX = 0.999f, SPLAT_LIGHT_MIN = 1e-4f;
 constexpr float SPLAT_LOG_MIN = -7.99435343685886f;  // log2 of SPLAT_ALPHA_MIN
-// A Gaussian as the kernels read it: mean x, y; ux, uy, vy and log2 of the opacity, so that of a pixel at
-// mean + (dx, dy) with u = ux dx + uy dy and v = vy dy alpha = 2^(opacity - u^2 - v^2); the x (y) of the least
-// u^2 + v^2 on a line of constant y (x), per y (x). Where the conic is of no ellipse u = dx, v = dy, and
-// the first of the last two is not a number. Then the colors, if there are at most SPLAT_COLORS of them.
+// A Gaussian as the kernels read it: mean x, y; ux, uy, vy and log2 of the opacity, so that a pixel at
+// mean + (dx, dy) with u = ux dx + uy dy and v = vy dy has alpha = 2^(opacity - u^2 - v^2); the x (y) of
+// the least u^2 + v^2 on a line of constant y (x), per y (x). Where the conic is of no ellipse u = dx,
+// v = dy, and the first of the last two is not a number. Then the colors, if at most SPLAT_COLORS.
 constexpr int SPLAT_RECORD = 16, SPLAT_COLORS = 8;
 // Sums of the gradient per list entry: s, s u, s v, s u^2, s u v, s v^2, |x|, |y|, then channels; as wide
 // as stride() says.

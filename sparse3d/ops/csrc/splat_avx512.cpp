@@ -72,11 +72,18 @@ struct V {
                  (uint64_t)_mm512_test_epi16_mask(high, one) << 32;
     }
   }
-  // Adds neighbouring parts of a, and of b, and lets the sums take turns: `odd` are b's places, `swap`
-  // exchanges neighbours.
-  template <class Swap>
-  static F fold(M odd, F a, F b, const Swap& swap) {
-    return add(_mm512_mask_mov_ps(a, odd, b), swap(_mm512_mask_mov_ps(b, odd, a)));
+  // Exchanges neighbouring groups of W lanes.
+  template <int W>
+  static F swap(F x) {
+    if (W == 1) return _mm512_permute_ps(x, 0xb1);
+    if (W == 2) return _mm512_permute_ps(x, 0x4e);
+    if (W == 4) return _mm512_shuffle_f32x4(x, x, 0xb1);
+    return _mm512_shuffle_f32x4(x, x, 0x4e);
+  }
+  // Adds neighbouring groups of a, and of b; the sums take turns, b's lie in the lanes `odd`.
+  template <int W>
+  static F fold(M odd, F a, F b) {
+    return add(_mm512_mask_mov_ps(a, odd, b), swap<W>(_mm512_mask_mov_ps(b, odd, a)));
   }
   // sums[k] += the sum of the lanes of v[k]; from 9 on all 16 sums are touched
   template <int N>
@@ -88,18 +95,10 @@ struct V {
     const F zero = _mm512_setzero_ps();
     F a[8], b[4], c[2];
     for (int i = 0; i < 8; i++)
-      a[i] = 2 * i >= N ? zero : fold(0xaaaa, v[2 * i], 2 * i + 1 < N ? v[2 * i + 1] : zero, [](F x) {
-        return _mm512_permute_ps(x, 0xb1);
-      });
-    for (int i = 0; i < 4; i++)
-      b[i] = 4 * i >= N ? zero : fold(0xcccc, a[2 * i], a[2 * i + 1], [](F x) {
-        return _mm512_permute_ps(x, 0x4e);
-      });
-    for (int i = 0; i < 2; i++)
-      c[i] = 8 * i >= N ? zero : fold(0xf0f0, b[2 * i], b[2 * i + 1], [](F x) {
-        return _mm512_shuffle_f32x4(x, x, 0xb1);
-      });
-    const F all = fold(0xff00, c[0], c[1], [](F x) { return _mm512_shuffle_f32x4(x, x, 0x4e); });
+      a[i] = 2 * i < N ? fold<1>(0xaaaa, v[2 * i], 2 * i + 1 < N ? v[2 * i + 1] : zero) : zero;
+    for (int i = 0; i < 4; i++) b[i] = 4 * i < N ? fold<2>(0xcccc, a[2 * i], a[2 * i + 1]) : zero;
+    for (int i = 0; i < 2; i++) c[i] = 8 * i < N ? fold<4>(0xf0f0, b[2 * i], b[2 * i + 1]) : zero;
+    const F all = fold<8>(0xff00, c[0], c[1]);
     const M some = N > 8 ? 0xffff : (1 << N) - 1;
     _mm512_mask_storeu_ps(sums, some, add(_mm512_maskz_loadu_ps(some, sums), all));
   }

@@ -10,6 +10,8 @@
 #include "common.h"
 #include "radix_sort.h"
 
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 namespace {
 
 constexpr float SLACK = 0.03f;  // of twice the exponent: far above the rounding errors

@@ -7,6 +7,7 @@ typedef double Doubles __attribute__((vector_size(8 * S3D_LANES)));
 
 INLINE Mask whole(Lanes x) { return __builtin_convertvector(x, Mask); }
 INLINE Lanes real(Mask x) { return __builtin_convertvector(x, Lanes); }
+INLINE Doubles exact(Lanes x) { return __builtin_convertvector(x, Doubles); }
 INLINE Lanes between(Lanes x, Lanes low, Lanes high) { return smaller(larger(x, low), high); }
 
 // floor and ceil of x, kept within 0 .. limit; 0 of what is not a number.
@@ -60,7 +61,6 @@ static void spans_of_lanes(const Scene& s, const int64_t* rows, int64_t n, int a
     level = each([&](int l) { return 2 * logf(255 * s.opacities[row_of(l)]); }) + SLACK;
     reaches &= level > 0;  // others are fainter than 1/255 everywhere
   }
-  const auto exact = [](Lanes x) { return __builtin_convertvector(x, Doubles); };
   const Lanes det = __builtin_convertvector(exact(a) * exact(c) - exact(b) * exact(b), Lanes);
   const Mask ellipse = (a > 0) & (c > 0) & (det > 0);  // none is known of the others
   const Lanes size = spread((float)s.tile), per_size = 1.f / size, per_a = 1.f / a, square = level * a;
