@@ -27,7 +27,9 @@ class Pruning(nn.Module):
     Args:
         prune_below: opacity under which a Gaussian goes.
         prune_every: steps between two prunings; EDGS: 1.
-        fade: every ten steps log(fade) is added to every opacity logit.
+        fade: every ten steps log(fade) is added to every opacity logit, times the model's
+            ``haste``: opacities are learnt as much faster in a short training, and what they do not
+            need must fade as fast as before beside that.
         until: share of the training after which nothing more happens (EDGS: step 15,000).
     """
 
@@ -53,7 +55,7 @@ class Pruning(nn.Module):
         if step >= self.until * steps:
             return
         if due(step, 10):
-            model.opacities.data += self.fade
+            model.opacities.data += self.fade * model.haste
         if due(step, self.prune_every):
             prune(model, optimizer, model.opacities.detach().sigmoid() >= self.prune_below)
 

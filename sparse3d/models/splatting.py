@@ -38,6 +38,9 @@ class SplattingModel(BaseModel):
         degree_every: share of the training after which the degree rises by one (3DGS: 1,000 of
             30,000 steps).
         ssim_weight: of the structural similarity in the loss; the rest is the mean difference.
+        scale_weight: of the Gaussians' mean deviation, in extents of the scene, in the loss (as
+            3DGS-MCMC, which has 0.01, in world units). What no picture needs shrinks, instead of
+            standing about where other views will see it.
         final_rate: share of the means' learning rate that is left at the end; it falls evenly in
             its logarithm.
         hold_rate: share of the training through which that rate stays at the value that it has at
@@ -61,6 +64,7 @@ class SplattingModel(BaseModel):
         sh_degree: int = 3,
         degree_every: float = 1 / 30,
         ssim_weight: float = 0.2,
+        scale_weight: float = 0.0,
         final_rate: float = 0.01,
         hold_rate: float = 0.0,
         rate_power: float = 0.0,
@@ -77,7 +81,10 @@ class SplattingModel(BaseModel):
         self.sh_degree = sh_degree
         self.degree_every = degree_every
         self.ssim_weight = ssim_weight
+        self.scale_weight = scale_weight
         self.final_rate, self.hold_rate = final_rate, hold_rate
+        if scale_weight < 0:
+            raise ValueError(f"scale_weight is {scale_weight}; it must be 0 or more")
         if rate_power < 0 or not 0 <= settle <= 1:
             raise ValueError(
                 f"rate_power is {rate_power} and settle {settle}; they must be 0 or more, and 0..1"
@@ -218,7 +225,8 @@ class SplattingModel(BaseModel):
         return image[0], alpha[0, ..., 0], meta
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean difference and structural dissimilarity to the photographs; psnr is for the log.
+        """Mean difference and structural dissimilarity to the photographs, and what large
+        Gaussians cost; psnr is for the log.
 
         Raises:
             ValueError: there is no Gaussian yet.
@@ -237,12 +245,15 @@ class SplattingModel(BaseModel):
             squared.append((image.detach().clamp(0, 1) - truth).square().mean())
             planes = (image.permute(2, 0, 1).contiguous(), truth.permute(2, 0, 1).contiguous())
             unlike.append(1 - ssim(*planes))
-        return {
+        losses = {
             "loss_l1": (1 - self.ssim_weight) * torch.stack(absolute).mean(),
             "loss_ssim": self.ssim_weight * torch.stack(unlike).mean(),
             "psnr": -10 * torch.stack(squared).mean().clamp(min=1e-10).log10(),
             "gaussians": image.new_tensor(float(len(self))),
         }
+        if self.scale_weight:
+            losses["loss_scale"] = self.scale_weight * self.scales.exp().mean() / self.extent
+        return losses
 
     def exposed(self, image: Tensor, name: str) -> Tensor:
         """``image`` [H, W, 3] with the exposure learnt for the training photograph ``name``."""
@@ -288,10 +299,15 @@ class SplattingModel(BaseModel):
         self.step += 1
         return log
 
+    @property
+    def haste(self) -> float:
+        """By how much faster than in the published training everything is to move."""
+        return max(PUBLISHED_STEPS / self.steps, 1) ** self.rate_power
+
     def _set_rates(self, optimizer, step: int) -> None:
         """All rates by the length of the training; the means' also in extents of the scene."""
         share = min(step / self.steps, 1)
-        factor = max(PUBLISHED_STEPS / self.steps, 1) ** self.rate_power
+        factor = self.haste
         if self.settle:
             factor *= SETTLED ** max((share - 1 + self.settle) / self.settle, 0)
         fallen = float(self.extent) * self.final_rate ** max(share, self.hold_rate)

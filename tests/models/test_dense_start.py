@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,8 @@ from sparse3d.models.dense_start.photographs import (
     choose_references,
     fundamental,
 )
-from sparse3d.models.dense_start.start import DenseStart, PointStart, sample_evenly
+from sparse3d.models.dense_start.sampling import sample_spaced, spacing
+from sparse3d.models.dense_start.start import DenseStart, PointStart
 from sparse3d.models.dense_start.swept import SweptDepth, depth_range
 from sparse3d.models.dense_start.triangulation import lift, triangulate
 from sparse3d.ops import backend
@@ -152,6 +155,24 @@ def test_a_swept_depth_is_that_of_the_surface():
         assert torch.equal(known, one.doubt.isfinite())
 
 
+def test_plain_walls_have_a_depth_where_others_agree():
+    samples = views(poses(5))
+    for sample in samples:  # hardly any contrast is left
+        sample.images["view"] = (120 + sample.images["view"].float() / 16).byte()
+    pictures = [Photograph.from_sample(view) for view in samples]
+    near = [[j for j in range(5) if j != i] for i in range(5)]
+    points = SparsePoints(*(torch.from_numpy(column).float() for column in some_points()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        strict, lenient = (
+            SweptDepth(likeness=least)(pictures, [2], near, points)[2].depth for least in (0.3, 0.0)
+        )
+    truth = torch.from_numpy(cast(poses(5)[2])[1]).float()
+    known = lenient > 0
+    assert known.sum() > (strict > 0).sum()
+    assert (lenient / truth - 1).abs()[known].median() < 0.03
+
+
 def test_large_pictures_are_swept_reduced():
     pictures = [Photograph.from_sample(view) for view in views(poses(5))]
     near = [[j for j in range(5) if j != i] for i in range(5)]
@@ -278,13 +299,53 @@ def test_points_in_the_air_are_contradicted():
         assert contradicted(points, 1, [0, 1, 2], known).tolist() == [wrong] * 2
 
 
-def test_pixels_are_chosen_evenly():
+def half_plain() -> np.ndarray:
+    """A picture [64, 96, 3] of noise on the left and of one grey on the right."""
+    image = np.full((64, 96, 3), 128, np.uint8)
+    image[:, :48] = np.random.default_rng(0).integers(0, 256, (64, 48, 3))
+    return image
+
+
+def test_detail_asks_for_closer_points_than_plain_walls():
+    apart = spacing(half_plain(), 4.0)
+    assert apart.shape == (64, 96)
+    assert apart[:, :40].max() < 2.5 and apart[:, 60:].min() > 8
+    assert spacing(half_plain(), 1.0).min() == 1  # no point is closer than a pixel
+    half_contrast = (128 + (half_plain().astype(int) - 128) // 2).astype(np.uint8)
+    assert spacing(half_contrast, 4.0)[:, :40].mean() > apart[:, :40].mean()  # an absolute measure
+
+
+@given(st.integers(0, 2**31), st.floats(2, 6))
+@settings(max_examples=20, deadline=None)
+def test_pixels_are_chosen_as_far_apart_as_asked(seed, apart):
+    rng = np.random.default_rng(seed)
     good = np.zeros((40, 60), bool)
     good[:, 20:] = True
-    rows, step = sample_evenly(good, 100, np.random.default_rng(0))
-    assert step == pytest.approx(4) and 90 <= len(rows) <= 130
-    assert good.reshape(-1)[rows].all()
-    assert len(sample_evenly(good, 10**6, np.random.default_rng(0))[0]) == good.sum()
+    distance = np.full(good.shape, apart)
+    rows, step = sample_spaced(good, distance, 10**6, rng)
+    assert len(rows) == pytest.approx(good.sum() / apart**2, abs=1)
+    assert good.reshape(-1)[rows].all() and (rows.diff() > 0).all()
+    assert torch.allclose(step, torch.tensor(apart).float())
+    counts = np.zeros((5, 8), int)  # of squares of 8 by 8
+    np.add.at(counts, (rows.numpy() // 60 // 8, rows.numpy() % 60 // 8), 1)
+    assert (np.abs(counts[:, 3:7] - 64 / apart**2) < 1).all()
+
+
+def test_a_cap_moves_all_points_apart():
+    good, distance = np.ones((40, 60), bool), np.full((40, 60), 2.0)
+    distance[:, :30] = 1.0
+    rows, step = sample_spaced(good, distance, 150, np.random.default_rng(0))
+    assert len(rows) == pytest.approx(150, abs=1)
+    left = rows % 60 < 30
+    assert float(left.float().mean()) == pytest.approx(0.8, abs=0.05)  # four times as dense
+    assert (step[~left] / step[left].mean()).mean() == pytest.approx(2)
+
+
+def test_every_pixel_can_be_a_point_and_none_need_be_good():
+    good = np.zeros((5, 7), bool)
+    none, _ = sample_spaced(good, np.ones((5, 7)), 100, np.random.default_rng(0))
+    every, _ = sample_spaced(~good, np.ones((5, 7)), 100, np.random.default_rng(0))
+    assert none.tolist() == [] and every.tolist() == list(range(35))
 
 
 # ---------------------------------------------------------------------- the whole start

@@ -111,6 +111,16 @@ def test_edgs_fades_and_prunes():
     assert (len(model), float(model.opacities[0])) == pytest.approx(after, abs=1e-6)
 
 
+def test_a_short_training_fades_as_much_faster_as_it_learns():
+    model, wrapper, samples = build(rate_power=0.1)
+    with torch.no_grad():
+        model.means[7] = 50.0  # behind all cameras: nothing holds it up
+    before = float(model.opacities[7])
+    train(model, wrapper, samples, 10)
+    faded = before + (30_000 / 20) ** 0.1 * math.log(0.99)
+    assert float(model.opacities[7]) == pytest.approx(faded, abs=1e-5)
+
+
 def test_splitting_keeps_the_place_and_shrinks():
     rows = Gaussians.from_points(torch.zeros(500, 3), torch.rand(500, 3), torch.full((500,), 2.0))
     torch.manual_seed(0)
@@ -231,6 +241,30 @@ def test_a_training_settles_at_a_tenth_of_all_rates():
         assert rates[:11] == pytest.approx([1.0] * 11)
         assert rates[15] == pytest.approx(10**-0.5)
         assert rates[20] == pytest.approx(0.1)
+
+
+def test_large_gaussians_cost_what_is_asked():
+    model, _, samples = build()
+    batch = model.data_preprocessor(collate(samples[:1]), True)
+    assert "loss_scale" not in model(**batch, mode="loss")
+    model.scale_weight = 0.25
+    loss = model(**batch, mode="loss")
+    mean = float(model.gaussians.scales.exp().mean() / model.extent)
+    assert float(loss["loss_scale"]) == pytest.approx(0.25 * mean, rel=1e-5)
+    with pytest.raises(ValueError, match="scale_weight is -1"):
+        build(scale_weight=-1)
+
+
+def test_what_no_picture_shows_shrinks():
+    place, color = torch.full((1, 3), 1e3), torch.zeros(1, 3)
+    hidden = Gaussians.from_points(place, color, torch.ones(1), 0.5, 1)
+    last = {}
+    for weight in (0.0, 0.1):
+        model, wrapper, samples = build(scale_weight=weight)
+        model.set_gaussians(Gaussians.cat([model.gaussians, hidden]))
+        train(model, wrapper, samples, 5)
+        last[weight] = model.gaussians[-1:].scales
+    assert torch.equal(last[0.0], hidden.scales) and (last[0.1] < hidden.scales).all()
 
 
 def test_exposure_is_learnt_for_training_views_alone():

@@ -17,6 +17,7 @@ from .discs import flattened
 from .fill import fill_behind, fill_holes
 from .merge import merge_to
 from .photographs import Photograph, choose_neighbours, choose_references, scene_extent
+from .sampling import sample_spaced, spacing
 from .triangulation import lift
 
 ASKED = 10
@@ -59,17 +60,18 @@ class DenseStart:
     """EDGS: the depths of reference views are found densely, and their pixels become Gaussians.
 
     What EDGS does not do, and this does: neighbours share points and have parallax; a point must
-    not be gainsaid by other references; Gaussians are as wide as their pixels are apart; duplicates
-    of several references become one; and where nothing is known, or only what stands before
-    something else, the surfaces around are continued.
+    not be gainsaid by other references; detailed places get more points than plain ones; Gaussians
+    are as wide as their pixels are apart; duplicates of several references become one; and where
+    nothing is known, or only what stands before something else, the surfaces around are continued.
 
     Args:
         depth: config of what finds the depths: MatchedDepth (EDGS's way, the default) or
             SweptDepth.
         references: most reference views.
         matches: most points per reference; EDGS takes 15,000 to 25,000, of large photographs.
-        pixels: of a reference per point at least: small pictures get fewer points. With more than
-            their pixels can tell apart, training is slower and learns the pictures by heart.
+        pixels: of a reference per point at least, where it is as detailed as photographs mostly
+            are (``sampling.spacing``): small pictures get fewer points. With more than their pixels
+            can tell apart, training is slower and learns the pictures by heart.
         opacity: of every Gaussian.
         spread: standard deviation of a Gaussian, in distances of sampled pixels.
         merge: edge of the voxel in which one Gaussian stays, in standard deviations; 0: no merging.
@@ -92,12 +94,12 @@ class DenseStart:
         depth: Mapping | None = None,
         references: int = 180,
         matches: int = 15_000,
-        pixels: float = 25.0,
+        pixels: float = 16.0,
         opacity: float = 0.5,
         spread: float = 0.5,
-        merge: float = 1.5,
+        merge: float = 2.0,
         keep_points: bool = True,
-        fill: float = 1.5,
+        fill: float = 1.9,
         margin: float = 0.1,
         behind: int = 5,
         fill_opacity: float = 0.5,
@@ -158,7 +160,7 @@ class DenseStart:
 
     def _in_holes(self, pictures: list[Photograph], gaussians: Gaussians) -> Gaussians:
         area = float(np.mean([picture.gray.size for picture in pictures]))
-        cell = max(self.fill * (area / self._most_points(area)) ** 0.5, 1.0)
+        cell = max(self.fill * self._usual_distance(area), 1.0)
         wider = [picture.with_margin(self.margin) for picture in pictures]
         found = [fill_holes(wider, gaussians.means, cell)]
         if self.behind:
@@ -168,9 +170,9 @@ class DenseStart:
         sizes = self.spread * edges
         return Gaussians.from_points(xyz, rgb, sizes, self.fill_opacity, gaussians.sh_degree)
 
-    def _most_points(self, area: float) -> int:
-        """Points of a reference of ``area`` pixels."""
-        return max(min(self.matches, round(area / self.pixels)), 1)
+    def _usual_distance(self, area: float) -> float:
+        """Pixels between two points of a reference of ``area`` pixels."""
+        return max(self.pixels, area / self.matches) ** 0.5
 
     def _all_references(self, pictures: list[Photograph], points: SparsePoints) -> list[tuple]:
         """Points, colours, sizes and doubt of each reference that has any."""
@@ -190,28 +192,14 @@ class DenseStart:
         depth, doubt = (plane.reshape(-1) for plane in known.enlarged(picture.gray.shape))
         width = picture.gray.shape[1]
         good = (depth > 0).numpy().reshape(-1, width)
-        chosen, step = sample_evenly(good, self._most_points(good.size), generator)
+        distance = spacing(picture.image, self._usual_distance(good.size))
+        chosen, step = sample_spaced(good, distance, self.matches, generator)
         depth = depth[chosen]
         color = torch.from_numpy(picture.image).reshape(-1, 3)[chosen].float() / 255
         focal = float(picture.camera.K[0, 0] + picture.camera.K[1, 1]) / 2
         pixels = torch.stack([chosen % width, chosen // width], 1).float()
         points = lift(picture.camera, pixels, depth)
         return points, color, self.spread * step * depth / focal, doubt[chosen]
-
-
-def sample_evenly(good: np.ndarray, most: int, generator) -> tuple[Tensor, float]:
-    """One random pixel of ``good`` [H, W] in every square of a grid that has ``most`` squares.
-
-    Returns:
-        Flat rows [M] int64, ascending, M about ``most``, and the distance of two, pixels.
-    """
-    step = max((good.sum() / most) ** 0.5, 1.0)
-    rows = np.flatnonzero(good)
-    y, x = np.divmod(rows, good.shape[1])
-    square = (y / step).astype(np.int64) * good.shape[1] + (x / step).astype(np.int64)
-    shuffled = generator.permutation(len(rows))
-    _, first = np.unique(square[shuffled], return_index=True)
-    return torch.from_numpy(np.sort(rows[shuffled[first]])), float(step)
 
 
 def neighbour_distance(points: Tensor) -> Tensor:

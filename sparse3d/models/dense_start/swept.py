@@ -44,7 +44,8 @@ class SweptDepth:
         agree: neighbours whose own depths must lead back to the pixel.
         max_miss: pixels by which they may miss it.
         min_angle: smallest angle between the rays of a pixel and of one that agrees, degrees.
-        likeness: least correlation of a pixel's window with the others'.
+        likeness: least correlation of a pixel's window with the others'. Plain walls have little:
+            it is their neighbours' agreement that tells right from wrong.
         most_pixels: larger pictures are swept reduced.
     """
 
@@ -59,7 +60,7 @@ class SweptDepth:
         agree: int = 2,
         max_miss: float = 1.5,
         min_angle: float = 1.0,
-        likeness: float = 0.3,
+        likeness: float = 0.0,
         most_pixels: int = 100_000,
     ):
         self.views = views
