@@ -337,6 +337,21 @@ def test_native_maps_of_columns_with_few_cells(size, stride, padding, dilation, 
     assert all(map(torch.equal, found["native"], found["reference"]))
 
 
+@pytest.mark.parametrize("size,dilation", [(3, 1), ((1, 3, 5), 1), ((3, 3, 3), (2, 1, 3))])
+@pytest.mark.parametrize("depth", [3, 40])
+def test_plain_and_wide_instructions_write_the_same_tables(size, dilation, depth, monkeypatch):
+    """Wide ones, where the processor has them, join eight columns at once, the last ones fewer."""
+    for rows in (3, 9, 3_000, 30_000):
+        coords = _scattered((60, 90, depth), rows, rows)
+        table = submanifold_map(coords, size, dilation).table
+        monkeypatch.setenv("SPARSE3D_ISA", "plain")
+        plain = submanifold_map(coords, size, dilation).table
+        monkeypatch.delenv("SPARSE3D_ISA")
+        with backend.forced("reference"):
+            definition = submanifold_map(coords, size, dilation).table
+        assert torch.equal(table, definition) and torch.equal(plain, definition)
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_one_cell_that_reaches_more_cells_than_a_thread_takes(threads):
     cell, around = torch.tensor([[0, 5, 5, 5]], dtype=torch.int32), torch.arange(30)

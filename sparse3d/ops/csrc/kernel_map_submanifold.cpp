@@ -4,12 +4,17 @@
 // finds from the other side.
 #include "kernel_map_index.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 // A pair of columns that kernel line `line` (x + size * y) joins.
-struct Link {
+struct alignas(16) Link {
   int32_t here, there, line;
 };
+constexpr int64_t kLinksAtOnce = 8, kEntries = 512;
 
 struct Submanifold {
   const int32_t* coords;
@@ -22,6 +27,7 @@ struct Submanifold {
   CellIndex index;
   Columns columns;
   bool fits = false;
+  const bool wide = have_wide_counts();
 
   Submanifold(const int32_t* coords, int64_t n, int dims, const Geometry& g, int32_t* table)
       : coords(coords), n(n), dims(dims), g(g), table(table) {
@@ -92,6 +98,74 @@ struct Submanifold {
     }
   }
 
+#if defined(__x86_64__)
+  // The same for eight pairs at once. What is found is written down first: the table's rows lie apart.
+  __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx512vpopcntdq,popcnt"))) void join_wide(
+      const Link* link, const Link* const last, const int64_t begin) const {
+    struct Entries {
+      int64_t at[kEntries], rows[kEntries];  // strip of the table; own row below, the other one above
+    } found;
+    const int64_t rows = n, across = lines() * rows, final = (offsets() - 1) * rows;
+    const long long* const cells = (const long long*)index.cells;
+    int32_t* const whole = table;
+    const __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi64(1);
+    const __m512i heres = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i theres = _mm512_add_epi32(heres, _mm512_set1_epi32(1));
+    const __m512i their_lines = _mm512_add_epi32(heres, _mm512_set1_epi32(2));
+    int64_t count = 0;
+    const auto write = [&]() {
+      for (int64_t i = 0; i < count; i++) {
+        const int64_t a = (int32_t)found.rows[i], b = found.rows[i] >> 32;
+        whole[found.at[i] + a] = (int32_t)b;
+        whole[final - found.at[i] + b] = (int32_t)a;
+      }
+      count = 0;
+    };
+    for (; link < last; link += kLinksAtOnce) {
+      const __mmask8 some = last - link < kLinksAtOnce ? (__mmask8)((1 << (last - link)) - 1) : 0xff;
+      const __m512i low = _mm512_loadu_si512(link), high = _mm512_loadu_si512(link + 4);
+      const __m256i here = _mm512_castsi512_si256(_mm512_permutex2var_epi32(low, heres, high));
+      const __m256i there = _mm512_castsi512_si256(_mm512_permutex2var_epi32(low, theres, high));
+      const __m256i line = _mm512_castsi512_si256(_mm512_permutex2var_epi32(low, their_lines, high));
+      const __m512i own = _mm512_mask_i32gather_epi64(zero, some, here, cells, 8);
+      const __m512i other = _mm512_mask_i32gather_epi64(zero, some, there, cells, 8);
+      const __m256i none = _mm256_setzero_si256();
+      const __m512i own_first =
+          _mm512_cvtepi32_epi64(_mm256_mmask_i32gather_epi32(none, some, here, index.first, 4));
+      const __m512i other_first =
+          _mm512_cvtepi32_epi64(_mm256_mmask_i32gather_epi32(none, some, there, index.first, 4));
+      __m512i at = _mm512_mul_epi32(_mm512_cvtepi32_epi64(line), _mm512_set1_epi64(rows));
+      at = _mm512_add_epi64(at, _mm512_set1_epi64(across * begin));
+      for (int64_t z = begin; z < g.size[2]; z++, at = _mm512_add_epi64(at, _mm512_set1_epi64(across))) {
+        const int64_t shift = (z - centre[2]) * g.dilation[2];
+        const __m512i moved = shift < 0 ? _mm512_sll_epi64(other, _mm_cvtsi64_si128(-shift))
+                                        : _mm512_srl_epi64(other, _mm_cvtsi64_si128(shift));
+        __m512i both = _mm512_and_si512(own, moved);
+        for (__mmask8 left = _mm512_test_epi64_mask(both, both); left;) {
+          const __m512i less = _mm512_sub_epi64(both, one), under = _mm512_andnot_si512(both, less);
+          const __m512i a = _mm512_popcnt_epi64(_mm512_and_si512(own, under));
+          const __m512i b = _mm512_popcnt_epi64(_mm512_and_si512(moved, under));
+          const __m512i pair = _mm512_or_si512(_mm512_add_epi64(a, own_first),
+                                               _mm512_slli_epi64(_mm512_add_epi64(b, other_first), 32));
+          _mm512_storeu_si512(found.at + count, _mm512_maskz_compress_epi64(left, at));
+          _mm512_storeu_si512(found.rows + count, _mm512_maskz_compress_epi64(left, pair));
+          count += __builtin_popcount(left);
+          if (count > kEntries - 8) write();
+          both = _mm512_and_si512(both, less);
+          left = _mm512_test_epi64_mask(both, both);
+        }
+      }
+    }
+    write();
+  }
+  static bool have_wide_counts() {
+    return best_level(0) == 3 && __builtin_cpu_supports("avx512vpopcntdq");
+  }
+#else
+  void join_wide(const Link*, const Link*, int64_t) const {}
+  static bool have_wide_counts() { return false; }
+#endif
+
   // Joins a pair of columns of any number of words.
   S3D_INLINE void join_long(const Link& link, int64_t begin) const {
     const int64_t depth = index.depth, across = lines();
@@ -141,13 +215,14 @@ struct Submanifold {
   // Follows the links; `begin`: the first offset along the last axis.
   template <int kSize>
   S3D_INLINE void follow(const Link* link, const Link* last, int64_t begin) const {
+    if (index.depth == 1 && wide) return join_wide(link, last, begin);
     if (index.depth == 1) return join_short<kSize>(link, last, begin);
     for (; link < last; link++) join_long(*link, begin);
   }
 
   // Joins columns [begin, end) with themselves and with those behind them.
   void join(int64_t begin, int64_t end, std::vector<Link>& links) const {
-    links.resize((end - begin) * (lines() / 2 + 1) + 1);
+    links.resize((end - begin) * (lines() / 2 + 1) + kLinksAtOnce);
     const int32_t middle = (int32_t)(lines() / 2);
     bool usual = true;  // three cells along every axis
     for (int a = 0; a < 3; a++) usual &= g.size[a] == 3 && g.dilation[a] == 1;

@@ -6,8 +6,6 @@
 
 namespace {
 
-constexpr int64_t kAhead = 16;  // rows whose coordinates are on their way while others are copied
-
 // A row of coordinates as two numbers in the same lexicographic order.
 struct RowKey {
   uint64_t first, last;
@@ -22,13 +20,51 @@ struct RowKey {
   }
 };
 
-}  // namespace
+// Numbers of cells in lexicographic order. Each column has bits of its own where these fit, so that a
+// number can be read back; else a number counts the cells before it in the box.
+template <int kColumns>
+struct Numbers {
+  int64_t low[kColumns], step[kColumns];
+  int shift[kColumns];
+  int bits = 0;          // of the largest number
+  bool readable = true;  // whether columns have bits of their own
+  bool fit = true;       // false: the box has 2^63 cells or more
 
-// Rows of coords [n, columns] int32 in lexicographic order, each once. Writes the different rows, the
-// first given row of each, and for every given row its place among them. Returns how many there are;
-// -1 when the box around them has 2^63 cells or more.
-EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, int32_t* unique,
-                             int64_t* first, int64_t* inverse, int64_t threads) {
+  Numbers(const Extent& box, int64_t n) {
+    unsigned __int128 cells = 1;
+    for (int c = kColumns - 1; c >= 0; c--) {
+      const int at = c ? c + 4 - kColumns : 0;  // a map has no first axis
+      const int64_t count = n ? box.high[at] - box.low[at] + 1 : 1;
+      low[c] = n ? box.low[at] : 0;
+      shift[c] = bits;
+      bits += radix::bits_of((uint64_t)(count - 1));
+      step[c] = (int64_t)cells;
+      cells *= (unsigned __int128)count;
+      if (cells >> 63) {
+        fit = false;
+        return;
+      }
+    }
+    readable = bits < 64;
+    if (!readable) bits = radix::bits_of((uint64_t)(cells - 1));
+    for (int c = 0; c < kColumns && readable; c++) step[c] = (int64_t)1 << shift[c];
+  }
+  uint64_t of(const int32_t* row) const {
+    int64_t number = 0;
+    for (int c = 0; c < kColumns; c++) number += (row[c] - low[c]) * step[c];
+    return (uint64_t)number;
+  }
+  void read(uint64_t number, int32_t* row) const {
+    for (int c = 0; c < kColumns; c++) {
+      row[c] = (int32_t)(low[c] + (int64_t)(number >> shift[c]));
+      number &= ((uint64_t)1 << shift[c]) - 1;
+    }
+  }
+};
+
+template <int kColumns>
+int64_t sort_rows(const int32_t* coords, int64_t n, int32_t* unique, int64_t* first, int64_t* inverse,
+                  int64_t threads) {
   const int team = useful_threads(threads, n, 1 << 13);
   std::vector<Extent> extents(team);
   std::atomic<bool> ascending{true};
@@ -36,37 +72,25 @@ EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, 
   {
     const int count = omp_get_num_threads(), self = omp_get_thread_num();
     const int64_t begin = n * self / count, end = n * (self + 1) / count;
-    extents[self].cover_rows(coords, begin, end, (int)columns - 1);
+    extents[self].cover_rows(coords, begin, end, kColumns - 1);
     for (int64_t i = std::max<int64_t>(begin, 1); i < end && ascending; i++) {
-      const int32_t* row = coords + i * columns;
+      const int32_t* row = coords + i * kColumns;
       int64_t c = 0;
-      while (c < columns - 1 && row[c] == row[c - columns]) c++;
-      if (row[c] <= row[c - columns]) ascending = false;
+      while (c < kColumns - 1 && row[c] == row[c - kColumns]) c++;
+      if (row[c] <= row[c - kColumns]) ascending = false;
     }
   }
   Extent box;
   for (const Extent& extent : extents) box.cover(extent);
-  int64_t step[4], low[4];
-  unsigned __int128 cells = 1;
-  for (int64_t c = columns - 1; c >= 0; c--) {
-    if (!n) break;
-    const int at = c ? (int)(c + 4 - columns) : 0;  // a map has no first axis
-    low[c] = box.low[at];
-    step[c] = (int64_t)cells;
-    cells *= (unsigned __int128)(box.high[at] - box.low[at] + 1);
-    if (cells >> 63) return -1;
-  }
+  const Numbers<kColumns> numbers(box, n);
+  if (!numbers.fit) return -1;
   if (ascending) {
-    if (n) memcpy(unique, coords, sizeof(int32_t) * n * columns);
+    if (n) memcpy(unique, coords, sizeof(int32_t) * n * kColumns);
     for (int64_t i = 0; i < n; i++) first[i] = inverse[i] = i;
     return n;
   }
-  const auto key_of = [&](int64_t row) {
-    int64_t key = 0;
-    for (int64_t c = 0; c < columns; c++) key += (coords[row * columns + c] - low[c]) * step[c];
-    return key;
-  };
-  const radix::Sorted sorted(n, radix::bits_of((uint64_t)(cells - 1)), key_of, threads);
+  const auto number_of = [&](int64_t row) { return numbers.of(coords + row * kColumns); };
+  const radix::Sorted sorted(n, numbers.bits, number_of, threads);
   std::vector<int64_t> before(team + 1, 0);  // different rows before each thread's part
 #pragma omp parallel num_threads(team)
   {
@@ -82,15 +106,29 @@ EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, 
     found = before[self];
     for (int64_t i = begin; i < end; i++) {
       const int64_t row = sorted.row(i);
-      if (i + kAhead < end) __builtin_prefetch(coords + sorted.row(i + kAhead) * columns);
       if (is_new(i)) {
-        memcpy(unique + found * columns, coords + row * columns, sizeof(int32_t) * columns);
+        int32_t* const to = unique + found * kColumns;
+        if (numbers.readable)
+          numbers.read(sorted.key(i), to);
+        else
+          memcpy(to, coords + row * kColumns, sizeof(int32_t) * kColumns);
         first[found++] = row;
       }
       inverse[row] = found - 1;
     }
   }
   return before[team];
+}
+
+}  // namespace
+
+// Rows of coords [n, columns] int32 in lexicographic order, each once. Writes the different rows, the
+// first given row of each, and for every given row its place among them. Returns how many there are;
+// -1 when the box around them has 2^63 cells or more. columns: 1 to 4.
+EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, int32_t* unique,
+                             int64_t* first, int64_t* inverse, int64_t threads) {
+  constexpr decltype(&sort_rows<4>) sort[] = {sort_rows<1>, sort_rows<2>, sort_rows<3>, sort_rows<4>};
+  return sort[columns - 1](coords, n, unique, first, inverse, threads);
 }
 
 // For each of wanted [m, columns] its row among coords [n, columns], which ascend; -1 where it is none
