@@ -18,19 +18,31 @@ from sparse3d.structures.sweeps import ego_flow, transform
 from .delta_flow import complete
 from .preprocessor import BatchPreprocessor
 
-WELL = 0.08
+NEAR = 0.1
+"""Metres: what is so near fits. Two sweeps never hit the same points."""
+BESIDE = 0.2
+"""Metres: a point of the next sweep so near to where another group was is that group's."""
+WELL = 0.04
 """Metres there and back: a group that fits so well where it is stays."""
-POOR = 0.4
+POOR = 0.3
 """Metres there and back: a motion after which a group fits no better is none (it is hidden now)."""
-MIXED = 0.15
+MIXED = 0.04
 """Metres there and back: a group that fits no better anywhere may be two things that touch."""
 ASLEEP, SLOW = 0.3, 0.5
 """m/s: a group whose guess is slower, and one whose motion would be slower, stays."""
-SOLID, MANY, SURE = 1.2, 200, 0.55
-"""A group moves against its guess only if it is so wide on either side, metres (what is flat fits
-anywhere along itself), has so many points and fits better by this share of the cost of staying."""
+SOLID, MANY, SURE = 1.2, 200, 0.7
+"""A group moves against its guess only if it is so wide on either side, metres, or goes across
+itself (what is flat fits anywhere along itself), has so many points and fits better by this share
+of the cost of staying."""
+ACROSS = 0.7
+"""Share of a motion that goes across the group, if it is said to."""
+EVEN = 0.2
+"""Metres: groups are looked at with one point for each cell of that size. What is near has most
+points in its middle, and its ends, which show how it moves, would count for nothing."""
 COARSE, FINE = 60, 150
 """Points of a group that are looked at, to find a motion and to judge it."""
+SLACK = 0.01
+"""Metres there and back that do not tell two motions apart."""
 JUDGED = 3
 """Hypotheses of a group that are judged there and back."""
 
@@ -42,10 +54,11 @@ class RigidFlow(BaseModel):
     Ego motion is taken out and the ground left out, both found where they are not known. Points of
     the source that touch form a group. A group is tried at every shift of a grid in the plane, by
     the mean distance of its points to the next sweep (nearest-neighbour term); the best few are
-    made precise by registration and judged there and back: points of the next sweep where the group
-    would lie must have a point of the group near, too (cycle term). It moves only where that is
-    clearly better than to stay. A group that fits nowhere is tried in parts, of points nearer to
-    each other: vehicles that nearly touch.
+    made precise by registration and judged there and back, by points spread evenly over it: points
+    of the next sweep where the group would lie must have a point of the group near, too (cycle
+    term), unless they lie where another group was. It moves only where that is clearly better than
+    to stay. A group that fits nowhere is tried in parts, of points nearer to each other: vehicles
+    that nearly touch.
 
     A network's flow, where there is one, says which groups move at all, and roughly where to: a
     smooth wall or a row of like posts fits well at many places.
@@ -148,7 +161,7 @@ class RigidFlow(BaseModel):
             flow[rows] = 0
         if not groups and not parts:
             return flow
-        space = _Space(target, self.fastest * interval, self.truncation, self.limit)
+        space = _Space(source, target, self.fastest * interval, self.truncation, self.limit)
         for rows, shift in self._moved(source, groups, parts, space, interval, guess):
             flow[rows] = torch.as_tensor(shift).to(flow)
         return flow
@@ -196,7 +209,8 @@ class RigidFlow(BaseModel):
         shifts, costs = self._motions(source, groups, space, interval, guess, whole)
         parts = [self._parts(source, g) if cost > MIXED else [] for g, cost in zip(groups, costs)]
         flat = [part for several in parts for part in several]
-        part_shifts, part_costs = self._motions(source, flat, space, interval, guess)
+        own = sum(map(len, parts[:whole]))
+        part_shifts, part_costs = self._motions(source, flat, space, interval, guess, own)
         moved, start = [], 0
         for number, several in enumerate(parts):
             mine = slice(start, start + len(several))
@@ -216,13 +230,13 @@ class RigidFlow(BaseModel):
 
         The first ``whole`` of them may move against their guess.
         """
-        clouds = [source[rows].double().cpu().numpy() for rows in groups]
+        clouds = [_Cloud(source, rows) for rows in groups]
         costs = np.array([space.fit(cloud, np.zeros(3)) for cloud in clouds])
         shifts, restless = np.zeros((len(clouds), 3)), costs > WELL
         guesses = None
         if guess is not None and len(groups):
             guesses = np.stack([guess[rows].mean(0).double().cpu().numpy() for rows in groups])
-            free = np.array([g < whole and _solid(cloud) for g, cloud in enumerate(clouds)])
+            free = np.array([g < whole and cloud.size >= MANY for g, cloud in enumerate(clouds)])
             restless &= free | (np.linalg.norm(guesses, axis=1) >= ASLEEP * interval)
         restless = np.flatnonzero(restless)
         if not len(restless):
@@ -233,7 +247,8 @@ class RigidFlow(BaseModel):
             length = np.linalg.norm(refined, axis=1)
             along = (refined * guesses[owner]).sum(1) >= self.guided_share * length**2
             gain = np.where(along, self.guided_gain, SURE)
-            near[~(along | free[owner] | (length <= SLOW * interval))] = np.inf
+            sure = [free[g] and clouds[g].shows(shift) for g, shift in zip(owner, refined)]
+            near[~(along | np.array(sure) | (length <= SLOW * interval))] = np.inf
         for g in restless:
             mine = np.flatnonzero((owner == g) & np.isfinite(near))
             if not len(mine):
@@ -241,19 +256,22 @@ class RigidFlow(BaseModel):
             mine = mine[np.argsort(near[mine], kind="stable")][:JUDGED]
             judged = [space.fit(clouds[g], refined[h]) for h in mine]
             best = int(np.argmin(judged))
-            shift = refined[mine[best]]
+            shift, cost = refined[mine[best]], judged[best]
             moves = np.linalg.norm(shift) > SLOW * interval
-            if moves and judged[best] < min(gain[mine[best]] * costs[g], POOR):
-                shifts[g], costs[g] = shift, judged[best]
+            if moves and cost < min(gain[mine[best]] * costs[g], POOR):
+                shifts[g], costs[g] = space.settle(clouds[g], shift, cost)
         moved = np.flatnonzero(shifts.any(1))
         if len(moved):
-            fine = [thinned(clouds[g], FINE) for g in moved]
-            shifts[moved] = space.polish(fine, shifts[moved])[1]
+            fine = [thinned(clouds[g].even, FINE) for g in moved]
+            polished = space.polish(fine, shifts[moved])[1]
+            for g, shift in zip(moved, polished):  # it looks there only, not back, and may slide
+                if space.fit(clouds[g], shift) <= costs[g] + SLACK:
+                    shifts[g] = shift
         return shifts, costs
 
     def _tried(self, clouds, restless, space, interval, guesses):
         """Hypotheses: [H] group, [H] mean distance (infinite: not to be had) and [H, 3] shift."""
-        samples = [thinned(clouds[g], COARSE) for g in restless]
+        samples = [thinned(clouds[g].even, COARSE) for g in restless]
         tried = [space.candidates(sample) for sample in samples]
         if guesses is not None:
             tried = [np.concatenate([t, guesses[g, None]]) for g, t in zip(restless, tried)]
@@ -263,8 +281,25 @@ class RigidFlow(BaseModel):
         return restless[place], near, refined
 
 
-def _solid(cloud: np.ndarray) -> bool:
-    return len(cloud) >= MANY and np.ptp(cloud[:, :2], axis=0).min() >= SOLID
+class _Cloud:
+    """The points of a group."""
+
+    def __init__(self, source: Tensor, rows: Tensor):
+        points = source[rows]
+        all_points = points.double().cpu().numpy()
+        self.size, self.rows = len(rows), rows.numpy()
+        self.tree = cKDTree(all_points)
+        self.even = even(points).double().cpu().numpy()
+        self.extent = np.ptp(all_points[:, :2], axis=0)
+        middle = self.even[:, :2] - self.even[:, :2].mean(0)
+        self.across = np.linalg.eigh(middle.T @ middle)[1][:, 0]  # where it is thinnest, from above
+
+    def shows(self, shift: np.ndarray) -> bool:
+        """Whether it would fit worse without ``shift`` [3], if it moved so."""
+        if self.extent.min() >= SOLID:
+            return True
+        across = abs(shift[:2] @ self.across) >= ACROSS * np.linalg.norm(shift[:2])
+        return bool(self.extent.max() >= SOLID and across)
 
 
 def components(points: Tensor, cell: float) -> Tensor:
@@ -279,6 +314,14 @@ def components(points: Tensor, cell: float) -> Tensor:
     return torch.from_numpy(connected_components(graph, False)[1].astype(np.int64))[index]
 
 
+def even(points: Tensor, cell: float = EVEN) -> Tensor:
+    """The first of ``points`` [P, 3] in each cell."""
+    batch = torch.zeros(len(points), dtype=torch.int64)
+    index = voxelize(points, batch, (cell,) * 3, (0.0,) * 3, None)[1]
+    first = torch.full((int(index.max()) + 1,), len(points)) if len(points) else index
+    return points[first.scatter_reduce(0, index, torch.arange(len(points)), "amin")]
+
+
 def thinned(points: np.ndarray, most: int) -> np.ndarray:
     """At most ``most`` of ``points``, evenly through the list."""
     step = max(-(-len(points) // most), 1)
@@ -290,9 +333,16 @@ class _Space:
 
     STEP = np.array([0.2, 0.2, 0.4])
 
-    def __init__(self, target: Tensor, reach: float, truncation: float, limit: float):
+    def __init__(
+        self, source: Tensor, target: Tensor, reach: float, truncation: float, limit: float
+    ):
         self.points = target.double().cpu().numpy()
         self.tree = cKDTree(self.points)
+        self.even = even(target).double().cpu().numpy()
+        self.even_tree = cKDTree(self.even)
+        tree = cKDTree(source.double().cpu().numpy())
+        self.before = tree.query(self.even, distance_upper_bound=BESIDE)[1]  # who was there
+        self.count = len(source)
         self.reach, self.truncation = reach, truncation
         inside = np.abs(self.points[:, :2]).max(1) < limit
         kept = self.points[inside]
@@ -337,18 +387,31 @@ class _Space:
         order = np.argsort(cost[lowest], kind="stable")[:count]
         return np.pad(offsets[places[order]] * 0.2, ((0, 0), (0, 1)))
 
-    def fit(self, points: np.ndarray, shift: np.ndarray) -> float:
-        """Mean truncated distance there, of shifted ``points``, and back, of what lies in them."""
-        moved = points + shift
-        near = np.minimum(self.tree.query(thinned(moved, FINE))[0], self.truncation).mean()
+    def fit(self, cloud: _Cloud, shift: np.ndarray) -> float:
+        """Misfit there, of the shifted cloud, and back, of what lies in it but not in others."""
+        moved = cloud.even + shift
+        near = self._misfit(self.tree.query(thinned(moved, FINE))[0])
         low, high = moved.min(0) - 0.3, moved.max(0) + 0.3
         middle, radius = (low + high) / 2, np.linalg.norm(high - low) / 2
-        there = self.points[np.array(self.tree.query_ball_point(middle, radius), int)]
-        there = there[((there >= low) & (there <= high)).all(1)]
+        there = np.array(self.even_tree.query_ball_point(middle, radius), int)
+        there = there[((self.even[there] >= low) & (self.even[there] <= high)).all(1)]
+        before = self.before[there]
+        others = (before < self.count) & ~np.isin(before, cloud.rows)
+        there = self.even[there[~others]]
         if not len(there):
-            return near + self.truncation
-        back = cKDTree(moved).query(thinned(there, FINE))[0]
-        return near + np.minimum(back, self.truncation).mean()
+            return near + self.truncation - NEAR
+        return near + self._misfit(cloud.tree.query(thinned(there, FINE) - shift)[0])
+
+    def _misfit(self, distances: np.ndarray) -> float:
+        return float(np.maximum(np.minimum(distances, self.truncation) - NEAR, 0).mean())
+
+    def settle(self, cloud: _Cloud, shift: np.ndarray, cost: float) -> tuple[np.ndarray, float]:
+        """The shift near ``shift``, whose misfit is ``cost``, that fits best, and its misfit."""
+        for step in (0.2, 0.1):
+            for way in step * np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]):
+                while (there := self.fit(cloud, shift + way)) < cost - SLACK:
+                    shift, cost = shift + way, there
+        return shift, cost
 
     def polish(
         self, samples: list[np.ndarray], shifts: np.ndarray, steps: int = 8

@@ -51,3 +51,46 @@ def test_what_is_too_wide_to_move_stays_whatever_is_guessed():
     hedge = torch.cat([block(8 * i, 0, 8, i) for i in range(4)])
     found = RigidFlow(part=10**6).residual(hedge, hedge + 0.5, 0.1, torch.full((4000, 3), 0.5))
     assert not found.any()
+
+
+def lorry(seed: int) -> torch.Tensor:
+    """[N, 3] points of a lorry of 8 x 2.5 x 3 m, seen from beside its middle: few at its ends."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 4 + 0.8 * torch.randn(20_000, generator=generator)
+    y, z = 2.5 * torch.rand(2, 20_000, generator=generator)
+    side = torch.stack([x, torch.zeros(20_000), 1.2 * z], 1)
+    ends = torch.rand(300, 3, generator=generator) * torch.tensor([8.0, 0.0, 3.0])
+    face = torch.stack([torch.zeros(60), y[:60], 1.2 * z[:60]], 1)
+    return torch.cat([side.clamp(max=8), ends, face]) + torch.tensor([-4.0, 3.0, 0.0])
+
+
+def test_what_is_near_shows_its_motion_by_its_ends():
+    """Nearly all of its points lie on a wall that fits where it was."""
+    shift = torch.tensor([1.1, 0.0, 0.0])
+    source, target = lorry(0), lorry(1) + shift
+    for guess in (None, torch.zeros_like(source)):
+        found = RigidFlow().residual(source, target, 0.1, guess)
+        assert (found - shift).norm(dim=1).median() < 0.15
+
+
+@pytest.mark.parametrize("way, moves", [([1.1, 0.0, 0.0], True), ([0.0, 1.1, 0.0], False)])
+def test_what_is_flat_moves_against_its_guess_across_itself(way, moves):
+    generator = torch.Generator().manual_seed(0)
+    rear = torch.rand(2000, 3, generator=generator) * torch.tensor([0.1, 2.2, 2.0])
+    rear, shift = rear + torch.tensor([5.0, -1.1, 0.0]), torch.tensor(way)
+    found = RigidFlow().residual(rear, rear + shift, 0.1, torch.zeros_like(rear))
+    assert ((found - shift).norm(dim=1) < 0.1).all() == moves
+    assert moves or not found.any()
+
+
+def test_what_drives_up_to_a_thing_that_stands_still_fits_there():
+    """The points of what stands there are no misfit of what comes."""
+    shift = torch.tensor([1.2, 0.0, 0.0])
+    comes, stands = block(0, 0, 4, 0), block(5.3, -1.0, 4, 1)
+    again = block(5.3, -1.0, 4, 2)
+    source = torch.cat([comes, stands])
+    found = RigidFlow().residual(
+        source, torch.cat([comes + shift, again]), 0.1, torch.zeros_like(source)
+    )
+    assert (found[:1000] - shift).norm(dim=1).median() < 0.1
+    assert found[1000:].norm(dim=1).median() < 0.05
