@@ -4,10 +4,9 @@ Not the published network: its attention among all points and its transport, whi
 what each sweep alone shows, slide along smooth sides of vehicles. Here neighbours gather votes for
 displacements instead (DisplacementVotes), voxels know where their points lie within them instead
 of in the scene, batch norms take the place of instance norms, refinement sees the features too,
-and the flow before refinement is part of the loss. All of it is small. model.groups.type=RigidFlow
-gives groups the last word, as behind DeltaFlow: better on most scenes, worse where the network
-sends a whole bus the wrong way. Buses and trucks are rare: it trains on more streets than the other
-experiments.
+and the flow before refinement is part of the loss. All of it is small. Groups have the last word, as
+behind DeltaFlow; model.groups=None leaves it to the network. Buses and trucks are rare: it trains
+on more streets than the other experiments.
 
 python tools/prepare_data.py sweeps --name sweeps --train 160 --test 20
 python tools/prepare_data.py sweeps --name sweeps_many --train 480
@@ -29,6 +28,7 @@ model = dict(
     neighbors=8,
     channels=[16, 32, 64],
     transport_weight=1.0,
+    groups=dict(type="RigidFlow"),
 )
 train_dataloader = dict(
     dataset=dict(

@@ -86,7 +86,7 @@ class RigidFlow(BaseModel):
         gain: float = 0.75,
         limit: float = 75.0,
         guided_gain: float = 0.85,
-        guided_share: float = 0.1,
+        guided_share: float = 0.3,
         part: int = 50,
     ):
         super().__init__(data_preprocessor=BatchPreprocessor())
