@@ -1,8 +1,8 @@
 """Differences of voxel features through a small sparse U-Net, on the procedural world's sweeps.
 
 Ego motion is taken out before and put back after: the flow that is found includes it. Voxels and
-their own offsets only, no absolute coordinates: it does not mind where a sensor's origin lies. Buses and
-trucks are rare: it trains on as many streets as sctn_world.
+their own offsets only, no absolute coordinates: it does not mind where a sensor's origin lies.
+Buses and trucks are rare: it trains on as many streets as sctn_world.
 
 python tools/prepare_data.py sweeps --name sweeps --train 160 --test 20
 python tools/prepare_data.py sweeps --name sweeps_many --train 480

@@ -4,9 +4,9 @@ Not the published network: its attention among all points and its transport, whi
 what each sweep alone shows, slide along smooth sides of vehicles. Here neighbours gather votes for
 displacements instead (DisplacementVotes), voxels know where their points lie within them instead
 of in the scene, batch norms take the place of instance norms, refinement sees the features too,
-and the flow before refinement is part of the loss. All of it is small. Groups have the last word, as
-behind DeltaFlow; model.groups=None leaves it to the network. Buses and trucks are rare: it trains
-on more streets than the other experiments.
+and the flow before refinement is part of the loss. All of it is small. Groups have the last word,
+as behind DeltaFlow; model.groups=None leaves it to the network. Buses and trucks are rare: it
+trains on more streets than most experiments.
 
 python tools/prepare_data.py sweeps --name sweeps --train 160 --test 20
 python tools/prepare_data.py sweeps --name sweeps_many --train 480
