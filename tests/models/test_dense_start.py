@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import numpy as np
@@ -349,6 +350,16 @@ def test_every_pixel_can_be_a_point_and_none_need_be_good():
 
 
 # ---------------------------------------------------------------------- the whole start
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"merge": -1.0}, {"pixels": 0.0}, {"matches": 0}, {"opacity": 1.5}, {"fill": math.nan}],
+)
+def test_settings_that_cannot_be_are_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        DenseStart(**wrong)
 
 
 def test_gaussians_lie_flat_in_the_plane_of_their_neighbours():

@@ -106,6 +106,16 @@ class DenseStart:
         flat: float = 0.25,
         seed: int = 0,
     ):
+        above = dict(references=references, matches=matches, pixels=pixels, spread=spread)
+        for name, value in above.items():
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        for name, value in dict(merge=merge, fill=fill, margin=margin, behind=behind).items():
+            if not value >= 0:
+                raise ValueError(f"{name} is {value}; it must be 0 (nothing of the kind) or more")
+        for name, value in dict(opacity=opacity, fill_opacity=fill_opacity).items():
+            if not 0 < value < 1:
+                raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
         self.depth = MODELS.build(depth or {"type": "MatchedDepth"})
         self.references = references
         self.matches = matches
