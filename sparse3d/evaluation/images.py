@@ -43,8 +43,7 @@ def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
 
 def similarity(image: Tensor, truth: Tensor) -> float:
     """SSIM of [H, W, 3] pictures in 0..1, with 3DGS's window and zero padding."""
-    planes = [x.permute(2, 0, 1).contiguous().float() for x in (image, truth)]
-    return float(ssim(*planes))
+    return float(ssim(image.float(), truth.float()))
 
 
 @METRICS.register_module()

@@ -243,8 +243,7 @@ class SplattingModel(BaseModel):
             truth = truth.to(image.device).float() / 255
             absolute.append((image - truth).abs().mean())
             squared.append((image.detach().clamp(0, 1) - truth).square().mean())
-            planes = (image.permute(2, 0, 1).contiguous(), truth.permute(2, 0, 1).contiguous())
-            unlike.append(1 - ssim(*planes))
+            unlike.append(1 - ssim(image, truth))
         losses = {
             "loss_l1": (1 - self.ssim_weight) * torch.stack(absolute).mean(),
             "loss_ssim": self.ssim_weight * torch.stack(unlike).mean(),

@@ -18,19 +18,19 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Mean similarity of two pictures; differentiable once, by ``a`` only.
 
     Args:
-        a: [planes, H, W] float, 0..1: the colours of a picture, each alone.
+        a: [H, W, channels] float, 0..1.
         b: as ``a``.
 
     Returns:
         A scalar; 1 for equal pictures.
 
     Raises:
-        ValueError: shapes differ or are not [planes, H, W].
+        ValueError: shapes differ or are not [H, W, channels].
     """
     if a.dim() != 3 or a.shape != b.shape or not a.numel():
         raise ValueError(
             f"pictures of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared; both "
-            "must be [planes, H, W] with at least one pixel"
+            "must be [H, W, channels] with at least one pixel"
         )
     return _ssim(a, b.detach())[0]
 
@@ -71,15 +71,15 @@ def _native(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.dtype != torch.float32 or b.dtype != torch.float32:
         return _reference(a, b)
     a, b = a.contiguous(), b.contiguous()
-    planes, height, width = a.shape
-    sums = torch.empty(planes * height, dtype=torch.float64)
-    gradient, scratch = torch.empty_like(a), a.new_empty(8, *a.shape)
+    height, width, channels = a.shape
+    sums = torch.empty(height, dtype=torch.float64)
+    gradient = torch.empty_like(a)
     native.call(
         "s3d_ssim",
-        *(a, b, planes, height, width, _window().float(), C1, C2),
-        *(scratch, sums, gradient, native.threads()),
+        *(a, b, height, width, channels, _window().float(), C1, C2, 1 / a.numel()),
+        *(sums, gradient, native.threads()),
     )
-    return (sums.sum() / a.numel()).float(), gradient / a.numel()
+    return (sums.sum() / a.numel()).float(), gradient
 
 
 SSIM = {"reference": _reference, "native": _native, "cuda": _reference}

@@ -8,13 +8,14 @@ from torch.nn import functional as F
 def ssim_and_gradient(
     a: Tensor, b: Tensor, window: Tensor, c1: float, c2: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean similarity of ``a`` and ``b`` [planes, H, W], and its gradient by ``a``."""
+    """Mean similarity of ``a`` and ``b`` [H, W, channels], and its gradient by ``a``."""
     weights = window.to(a)
 
     def blur(x: Tensor) -> Tensor:
         half = len(window) // 2
-        x = F.conv2d(x[:, None], weights[None, None, :, None], padding=(half, 0))
-        return F.conv2d(x, weights[None, None, None], padding=(0, half))[:, 0]
+        x = x.permute(2, 0, 1)[:, None]
+        x = F.conv2d(x, weights[None, None, :, None], padding=(half, 0))
+        return F.conv2d(x, weights[None, None, None], padding=(0, half))[:, 0].permute(1, 2, 0)
 
     mean_a, mean_b = blur(a), blur(b)
     square_a, square_b, product = blur(a * a), blur(b * b), blur(a * b)
