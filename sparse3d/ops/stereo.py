@@ -6,6 +6,7 @@ by Semiglobal Matching and Mutual Information, 2008.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,8 @@ def plane_sweep(
         views: the others, of any sizes.
         inverse: [P] inverse depths.
         radius: of the windows, pixels, 1 to 8.
-        best: so many views that fit best count, as the others may not see the place; 0: half.
+        best: so many views that fit best count, as something may stand before the place in the
+            others; 0: half. Those whose pictures end before it do not count.
         floor: added to the product of the two standard deviations: plain windows resemble none.
 
     Returns:
@@ -96,6 +98,47 @@ def smooth_planes(
     return backend.choose(SMOOTH, cost)(cost, round(small), *jumps)
 
 
+def confirm_depths(
+    depth: Tensor,
+    inverse_K: Tensor,
+    others: list[View],
+    most_miss: float = 1.5,
+    most_apart: float = 0.05,
+    min_angle: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How many other pictures confirm a picture's depths with their own.
+
+    One confirms a pixel if its own depth, where the pixel's point lies in it, leads back to the
+    pixel.
+
+    Args:
+        depth: float32 [H, W] along the camera's axis; 0: not known.
+        inverse_K: [3, 3] inverse of the camera's matrix: from pixels (x, y, 1) to rays with z = 1.
+        others: views whose ``image`` is their depth [h, w], 0 where not known.
+        most_miss: pixels between the pixel and where it is led back to.
+        most_apart: relative difference of the two depths there.
+        min_angle: smallest angle between the two rays to the point, radians.
+
+    Returns:
+        int32 [H, W] how many confirm; int32 [H, W] how many would see the point, with nothing
+        before it; float32 [H, W] the least (miss + 0.25 pixels) over the sine of the angle of those
+        that confirm, infinite where none does.
+
+    Raises:
+        ValueError: a depth that is not [H, W], or of no pixel.
+    """
+    if depth.dim() != 2 or not depth.numel():
+        raise ValueError(f"depth has shape {tuple(depth.shape)}; [H, W] is needed")
+    if not others:
+        nobody = torch.zeros(depth.shape, dtype=torch.int32, device=depth.device)
+        return nobody, nobody.clone(), torch.full_like(depth, torch.inf)
+    backs = [torch.linalg.inv(other.rotation.double()) for other in others]
+    sine = float(np.sin(min(max(min_angle, 0.0), np.pi / 2)))
+    return backend.choose(CONFIRM, depth)(
+        depth, inverse_K, others, backs, most_miss, most_apart, sine
+    )
+
+
 def _jumps(guide: Tensor, dim: int, small: float, large: float, edge: float) -> Tensor:
     """int16 [H, W]: price of a jump to each pixel from the one before it along ``dim``."""
     step = guide.diff(dim=dim, prepend=guide.narrow(dim, 0, 1)).abs()
@@ -138,10 +181,34 @@ def _native_smooth(cost, small, along, across) -> Tensor:
     return best
 
 
+def _native_confirm(depth, inverse_K, others, backs, most_miss, most_apart, sine):
+    depth = depth.float().contiguous()
+    voices, asked = torch.empty(2, *depth.shape, dtype=torch.int32)
+    doubt = torch.empty_like(depth)
+    shifts = torch.stack([other.shift.double() for other in others])
+    back_shifts = -(torch.stack(backs) @ shifts[..., None])[..., 0]
+    native.call(
+        "s3d_confirm_depths",
+        *(depth, *depth.shape, inverse_K.float().contiguous()),
+        torch.cat([other.image.float().reshape(-1) for other in others]),
+        torch.tensor([other.image.shape for other in others]),
+        torch.stack([other.rotation.float() for other in others]).contiguous(),
+        *(shifts.float(), torch.stack(backs).float(), back_shifts.float()),
+        *((back_shifts @ inverse_K.double().T).float(), len(others)),
+        *(float(most_miss), float(most_apart), sine, voices, asked, doubt, native.threads()),
+    )
+    return voices, asked, doubt
+
+
 SWEEP = {
     "reference": reference_ops.plane_sweep,
     "native": _native_sweep,
     "cuda": reference_ops.plane_sweep,
+}
+CONFIRM = {
+    "reference": reference_ops.confirm_depths,
+    "native": _native_confirm,
+    "cuda": reference_ops.confirm_depths,
 }
 SMOOTH = {
     "reference": reference_ops.smooth_planes,

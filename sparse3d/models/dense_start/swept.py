@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse3d.ops.stereo import View, plane_sweep, smooth_planes
+from sparse3d.ops.stereo import View, confirm_depths, plane_sweep, smooth_planes
 from sparse3d.registry import MODELS
 from sparse3d.structures import Camera, SparsePoints
 
-from .consistency import AGREES, Depths, surface_at
+from .consistency import AGREES, Depths
 from .matchers import FlowMatcher
 from .photographs import Photograph
 from .triangulation import lift, triangulate
@@ -41,17 +41,17 @@ class SweptDepth:
         radius: of the windows, pixels.
         floor: contrast below which windows count as plain (``ops.stereo.plane_sweep``).
         small, large, edge: prices of steps in depth (``ops.stereo.smooth_planes``).
-        agree: neighbours whose own depths must lead back to the pixel.
+        agree: others, of all that are near, whose own depths must lead back to the pixel; fewer,
+            but one, where fewer see the place.
         max_miss: pixels by which they may miss it.
         min_angle: smallest angle between the rays of a pixel and of one that agrees, degrees.
-        likeness: least correlation of a pixel's window with the others'. Plain walls have little:
-            it is their neighbours' agreement that tells right from wrong.
+        apart: pixels between two planes in the view that sees them farthest apart.
         most_pixels: larger pictures are swept reduced.
     """
 
     def __init__(
         self,
-        views: int = 4,
+        views: int = 8,
         radius: int = 2,
         floor: float = 1e-3,
         small: float = 13,
@@ -59,8 +59,8 @@ class SweptDepth:
         edge: float = 0.05,
         agree: int = 2,
         max_miss: float = 1.5,
-        min_angle: float = 1.0,
-        likeness: float = 0.0,
+        min_angle: float = 0.5,
+        apart: float = 2.0,
         most_pixels: int = 100_000,
     ):
         self.views = views
@@ -68,7 +68,7 @@ class SweptDepth:
         self.prices = (small, large, edge)
         self.agree, self.max_miss = agree, max_miss
         self.min_angle = np.radians(min_angle)
-        self.likeness = likeness
+        self.apart = apart
         self.most_pixels = most_pixels
 
     def __call__(
@@ -89,10 +89,9 @@ class SweptDepth:
         found = {}
         alone = [f"{pictures[row].name} 0.0 %" for row in rows if row not in swept]
         for row in (row for row in rows if row in swept):
-            witnesses = [j for j in near[row][: self.views] if j in swept]
-            cameras = [reduced[j].camera for j in witnesses]
+            witnesses = [j for j in near[row] if j in swept]
             depths = [swept[j] for j in witnesses]
-            one = self._agreed(reduced[row].camera, swept[row], cameras, depths)
+            one = self._agreed(reduced[row], swept[row], [reduced[j] for j in witnesses], depths)
             share = float((one.depth > 0).float().mean())
             if share < LEAST_COVER:
                 alone.append(f"{pictures[row].name} {100 * share:.1f} %")
@@ -117,47 +116,32 @@ class SweptDepth:
     def _sweep(
         self, picture: Photograph, others: list[Photograph], low: float, high: float
     ) -> Tensor:
-        """Depth [H, W]; 0 where the windows do not resemble the others'."""
-        views = [_view(picture.camera, other) for other in others]
+        """Depth [H, W] of every pixel, right or wrong."""
+        views = [_seen_from(picture.camera, other.camera, _gray(other)) for other in others]
         steps = max(_pixels_between(picture.camera, other.camera, low, high) for other in others)
-        inverse = torch.linspace(1 / high, 1 / low, int(min(max(steps, FEWEST), MOST)))
+        number = int(min(max(steps / self.apart, FEWEST), MOST))
+        inverse = torch.linspace(1 / high, 1 / low, number)
         image = _gray(picture)
         cost = plane_sweep(image, views, inverse, self.radius, floor=self.floor)
         plane = smooth_planes(cost, image, *self.prices)
-        chosen = cost.gather(2, plane.round().long()[..., None])[..., 0]
-        depth = 1 / (inverse[0] + plane * (inverse[1] - inverse[0]))
-        return torch.where(chosen < 127.5 * (1 - self.likeness), depth, 0.0)
+        return 1 / (inverse[0] + plane * (inverse[1] - inverse[0]))
 
     def _agreed(
-        self, camera: Camera, depth: Tensor, cameras: list[Camera], depths: list[Tensor]
+        self, picture: Photograph, depth: Tensor, others: list[Photograph], depths: list[Tensor]
     ) -> Depths:
-        """What is left of ``depth`` [H, W] where the ``depths`` of other ``cameras`` agree."""
-        height, width = depth.shape
-        rows = depth.reshape(-1).nonzero()[:, 0]
-        pixels = torch.stack([rows % width, rows // width], 1).float()
-        own = depth.reshape(-1)[rows]
-        points = lift(camera, pixels, own)
-        voices = torch.zeros(len(rows))
-        doubt = torch.full((len(rows),), float("inf"))
-        for other, surface in zip(cameras, depths):
-            pixel, _ = other.project(points)
-            there = surface_at(other, surface, points)
-            hit = lift(other, pixel, there)
-            back, behind = camera.project(hit)
-            miss = (back - pixels).norm(dim=1)
-            cosine = torch.cosine_similarity(hit - camera.center, hit - other.center, dim=1)
-            angle = cosine.clamp(-1, 1).acos()
-            agrees = (there > 0) & (miss < self.max_miss) & ((behind / own - 1).abs() < AGREES)
-            agrees &= angle > self.min_angle
-            voices += agrees
-            unsure = (miss + 0.25) / angle.sin().clamp(min=1e-6)
-            doubt = torch.where(agrees, torch.minimum(doubt, unsure), doubt)
-        good = (voices >= max(min(self.agree, len(cameras)), 1)).nonzero()[:, 0]
-        nothing = torch.full((height, width), float("inf"))
-        out = Depths(camera, torch.zeros(height, width), nothing)
-        out.depth.view(-1)[rows[good]] = own[good]
-        out.doubt.view(-1)[rows[good]] = doubt[good]
-        return out
+        """What is left of ``depth`` [H, W] where the ``depths`` of enough ``others`` confirm it."""
+        surfaces = [
+            _seen_from(picture.camera, other.camera, surface)
+            for other, surface in zip(others, depths)
+        ]
+        inverse_K = torch.linalg.inv(picture.camera.K.double())
+        voices, asked, doubt = confirm_depths(
+            *(depth, inverse_K, surfaces, self.max_miss, AGREES, self.min_angle)
+        )
+        good = voices >= asked.clamp(1, self.agree)
+        return Depths(
+            picture.camera, torch.where(good, depth, 0.0), torch.where(good, doubt, torch.inf)
+        )
 
 
 def depth_range(
@@ -190,11 +174,12 @@ def _gray(picture: Photograph) -> Tensor:
     return torch.from_numpy(picture.gray).float() / 255
 
 
-def _view(camera: Camera, other: Photograph) -> View:
-    pose = other.camera.world_to_cam.double() @ torch.linalg.inv(camera.world_to_cam.double())
-    K = other.camera.K.double()
+def _seen_from(camera: Camera, other: Camera, image: Tensor) -> View:
+    """The picture or depths ``image`` of ``other``, as a view beside that of ``camera``."""
+    pose = other.world_to_cam.double() @ torch.linalg.inv(camera.world_to_cam.double())
+    K = other.K.double()
     rotation = K @ pose[:3, :3] @ torch.linalg.inv(camera.K.double())
-    return View(_gray(other), rotation.float(), (K @ pose[:3, 3]).float())
+    return View(image, rotation.float(), (K @ pose[:3, 3]).float())
 
 
 def _pixels_between(camera: Camera, other: Camera, low: float, high: float) -> float:

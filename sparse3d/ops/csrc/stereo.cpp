@@ -12,13 +12,35 @@ namespace {
 constexpr int64_t kPlanes = 16;  // of a piece of work: what a pixel gets at once
 constexpr int64_t kRows = 32;
 constexpr int64_t kMostRadius = 8;
+constexpr float kUnseen = 4.0f;  // above every cost, which is at most 2
+
+constexpr float kWhite = 65535.0f;  // of a picture with 16 bits: those of 8 bits stay exact
 
 struct View {
-  const float* image;
+  const uint64_t* squares;  // 16 bits each: a pixel, the next one, and those below: one load for all
   int64_t height, width;
   const float* rotation;  // [3, 3] from the reference's pixels to this view's, infinitely far
   const float* shift;     // [3], times the inverse depth
 };
+
+struct Surface {
+  const float* depth;  // [height, width], 0: not known
+  int64_t height, width;
+  const float *rotation, *shift;    // as a view's
+  const float *back, *back_shift;   // the same from this picture to the reference's
+  const float* center;              // [3] where it was taken, in the reference's frame
+};
+
+void square_up(const float* image, int64_t height, int64_t width, uint64_t* squares) {
+  auto bits = [&](int64_t y, int64_t x) {
+    const float v = image[std::min(y, height - 1) * width + std::min(x, width - 1)];
+    return static_cast<uint64_t>(std::min(std::max(v, 0.0f), 1.0f) * kWhite + 0.5f);
+  };
+  for (int64_t y = 0; y < height; ++y)
+    for (int64_t x = 0; x < width; ++x)
+      squares[y * width + x] = bits(y, x) | bits(y, x + 1) << 16 | bits(y + 1, x) << 32 |
+                               bits(y + 1, x + 1) << 48;
+}
 
 // GCC's generic tuning takes lanes apart and loads them one by one.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -31,6 +53,7 @@ struct View {
 
 struct Kernels {
   decltype(&plain::warp) warp;
+  decltype(&plain::confirm) confirm;
   decltype(&plain::sum_lines) sum_lines;
   decltype(&plain::sum_columns) sum_columns;
   decltype(&plain::unlikeness) unlikeness;
@@ -42,9 +65,9 @@ struct Kernels {
 
 Kernels best_kernels() {
   const int level = best_level(0);
-  return {S3D_AT(level, warp),        S3D_AT(level, sum_lines),  S3D_AT(level, sum_columns),
-          S3D_AT(level, unlikeness),  S3D_AT(level, best_mean),  S3D_AT(level, step),
-          S3D_AT(level, add),         S3D_AT(level, winner)};
+  return {S3D_AT(level, warp),       S3D_AT(level, confirm),   S3D_AT(level, sum_lines),
+          S3D_AT(level, sum_columns), S3D_AT(level, unlikeness), S3D_AT(level, best_mean),
+          S3D_AT(level, step),        S3D_AT(level, add),        S3D_AT(level, winner)};
 }
 
 // The costs of a path at the pixel where it is.
@@ -83,18 +106,27 @@ EXPORT int64_t s3d_plane_sweep(const float* reference, int64_t height, int64_t w
                                uint8_t* cost, int64_t threads) {
   if (radius > kMostRadius) return -1;
   const Kernels kernels = best_kernels();
+  int64_t pixels = 0;
+  for (int64_t j = 0; j < count; ++j) pixels += sizes[2 * j] * sizes[2 * j + 1];
+  std::vector<uint64_t> squares(pixels);
   std::vector<View> views(count);
+  uint64_t* own = squares.data();
   for (int64_t j = 0; j < count; ++j) {
-    views[j] = {images, sizes[2 * j], sizes[2 * j + 1], rotations + 9 * j, shifts + 3 * j};
-    images += sizes[2 * j] * sizes[2 * j + 1];
+    const int64_t rows = sizes[2 * j], columns = sizes[2 * j + 1];
+    square_up(images, rows, columns, own);
+    views[j] = {own, rows, columns, rotations + 9 * j, shifts + 3 * j};
+    images += rows * columns;
+    own += rows * columns;
   }
   const int64_t bands = (height + kRows - 1) / kRows, blocks = (planes + kPlanes - 1) / kPlanes;
   const int64_t taps = 2 * radius + 1;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<uint8_t> piece(kPlanes * kRows * width);
-    std::vector<float> ring(taps * width), inside(taps * width), narrow(3 * width),
-        line(width + 2 * radius, 0.0f), sums(3 * width), costs(count * kRows * width);
+    const int64_t padded = width + 2 * radius;
+    std::vector<float> ring(taps * width), inside(taps * width), narrow(3 * padded, 0.0f),
+        sums(3 * width), costs(count * kRows * width),
+        seeing(width);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < bands * blocks; ++task) {
       const int64_t from = task / blocks * kRows, to = std::min(height, from + kRows);
@@ -113,11 +145,9 @@ EXPORT int64_t s3d_plane_sweep(const float* reference, int64_t height, int64_t w
               lines[row - top] = ring.data() + row % taps * width;
               own[row - top] = reference + row * width;
             }
-            kernels.sum_lines(lines, own, end - top, width, narrow.data());
-            for (int64_t s = 0; s < 3; ++s) {
-              std::memcpy(line.data() + radius, narrow.data() + s * width, width * sizeof(float));
-              kernels.sum_columns(line.data(), taps, width, sums.data() + s * width);
-            }
+            kernels.sum_lines(lines, own, end - top, width, padded, narrow.data() + radius);
+            for (int64_t s = 0; s < 3; ++s)
+              kernels.sum_columns(narrow.data() + s * padded, taps, width, sums.data() + s * width);
             const int64_t at = y * width;
             kernels.unlikeness(sums.data(), width, share + at, mean + at, deviation + at,
                        inside.data() + y % taps * width, static_cast<float>(floor),
@@ -126,7 +156,7 @@ EXPORT int64_t s3d_plane_sweep(const float* reference, int64_t height, int64_t w
         }
         for (int64_t y = from; y < to; ++y)
           kernels.best_mean(costs.data() + (y - from) * count * width, count, best, width,
-                    piece.data() + (k * kRows + y - from) * width);
+                    seeing.data(), piece.data() + (k * kRows + y - from) * width);
       }
       for (int64_t y = from; y < to; ++y)
         for (int64_t x = 0; x < width; ++x) {
@@ -173,6 +203,38 @@ EXPORT int64_t s3d_smooth_planes(const uint8_t* cost, int64_t height, int64_t wi
 #pragma omp for schedule(static)
     for (int64_t at = 0; at < height * width; ++at)
       best[at] = kernels.winner(sum + at * planes, planes);
+  }
+  return 0;
+}
+
+// depth: [height, width] of the reference, 0: not known; rays: [3, 3], the inverse of its camera's
+// matrix. depths: those of `count` others, one after the other; sizes: [count, 2] height and width.
+// rotations, shifts: as of a sweep's views; backs, back_shifts: the same the other way; centers:
+// [count, 3]. voices, asked, doubt: [height, width] how many others confirm a pixel; how many would if it
+// were right; the least of their misses (and a quarter pixel) over the sine of the angle of the rays.
+EXPORT int64_t s3d_confirm_depths(const float* depth, int64_t height, int64_t width,
+                                  const float* rays, const float* depths, const int64_t* sizes,
+                                  const float* rotations, const float* shifts, const float* backs,
+                                  const float* back_shifts, const float* centers, int64_t count,
+                                  double most_miss, double most_apart, double least_sine,
+                                  int32_t* voices, int32_t* asked, float* doubt, int64_t threads) {
+  const Kernels kernels = best_kernels();
+  std::vector<Surface> others(count);
+  for (int64_t j = 0; j < count; ++j) {
+    others[j] = {depths,         sizes[2 * j],        sizes[2 * j + 1],     rotations + 9 * j,
+                 shifts + 3 * j, backs + 9 * j, back_shifts + 3 * j, centers + 3 * j};
+    depths += sizes[2 * j] * sizes[2 * j + 1];
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t y = 0; y < height; ++y) {
+    const int64_t at = y * width;
+    std::fill(voices + at, voices + at + width, 0);
+    std::fill(asked + at, asked + at + width, 0);
+    std::fill(doubt + at, doubt + at + width, HUGE_VALF);
+    for (const Surface& other : others)
+      kernels.confirm(other, rays, static_cast<float>(y), width, static_cast<float>(most_miss),
+                      static_cast<float>(most_apart), static_cast<float>(least_sine), depth + at,
+                      voices + at, asked + at, doubt + at);
   }
   return 0;
 }

@@ -27,19 +27,18 @@ def plane_sweep(
     parts = []
     for some in inverse.split(TOGETHER):
         costs = [_unlike(reference, view, some, radius, mean, deviation, floor) for view in views]
-        least = torch.stack(costs).topk(best, 0, largest=False).values.mean(0)
-        parts.append((127.5 * least + 0.5).to(torch.uint8))
+        least = torch.stack(costs).topk(best, 0, largest=False).values
+        seen = least.isfinite()
+        cost = torch.where(seen, least, 0.0).sum(0) / seen.sum(0).clamp(min=1)
+        cost = torch.where(seen.any(0), cost, 2.0)
+        parts.append((127.5 * cost + 0.5).clamp(max=255).to(torch.uint8))
     return torch.cat(parts).permute(1, 2, 0).contiguous()
 
 
 def _unlike(reference, view, inverse, radius, mean, deviation, floor) -> Tensor:
-    """[planes, H, W] 1 - correlation of the windows; 2 where the view shows nothing."""
+    """[planes, H, W] 1 - correlation of the windows; infinite where the view shows none."""
     height, width = view.image.shape
-    y, x = torch.meshgrid(
-        *(torch.arange(size, device=reference.device).float() for size in reference.shape),
-        indexing="ij",
-    )
-    far = torch.stack([x, y, torch.ones_like(x)], -1) @ view.rotation.T
+    far = _pixels(reference) @ view.rotation.T
     u, v, w = (far + view.shift * inverse[:, None, None, None]).unbind(-1)
     u, v = u / w.clamp(min=1e-6), v / w.clamp(min=1e-6)
     inside = (u >= -0.5) & (u <= width - 0.5) & (v >= -0.5) & (v <= height - 0.5) & (w > 1e-6)
@@ -53,7 +52,65 @@ def _unlike(reference, view, inverse, radius, mean, deviation, floor) -> Tensor:
     own, spread = window_moments(shown, radius)
     both = window_mean(reference * shown, radius) - mean * own
     like = (both / (deviation * spread + floor)).clamp(-1, 1)
-    return torch.where(inside, 1 - like, 2.0)
+    return torch.where(inside, 1 - like, torch.inf)
+
+
+def confirm_depths(
+    depth: Tensor,
+    inverse_K: Tensor,
+    others: list,
+    backs: list[Tensor],
+    most_miss: float,
+    most_apart: float,
+    sine: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``ops.stereo.confirm_depths``; ``backs``: the inverse of each other's rotation, ``sine``:
+    that of the smallest angle."""
+    pixels = _pixels(depth)
+    voices, asked = torch.zeros(2, *depth.shape, dtype=torch.int32, device=depth.device)
+    doubt = torch.full_like(depth, torch.inf)
+    for other, back in zip(others, backs):
+        back = back.to(depth)
+        spot, far = _moved(pixels, depth, other.rotation, other.shift)
+        height, width = other.image.shape
+        inside = (spot >= 0).all(-1) & (spot < spot.new_tensor([width, height])).all(-1)
+        column, row = (spot.where(inside[..., None], 0.0) + 0.5).long().unbind(-1)
+        there = other.image[row.clamp(max=height - 1), column.clamp(max=width - 1)]
+        spot = torch.cat([spot, torch.ones_like(spot[..., :1])], -1)
+        again, distance = _moved(spot, there, back, -(back @ other.shift))
+        miss = (again - pixels[..., :2]).norm(dim=-1)
+        hit = torch.cat([again, torch.ones_like(again[..., :1])], -1) @ inverse_K.to(depth).T
+        hit = hit * distance[..., None]
+        center = inverse_K.to(depth) @ -(back @ other.shift)
+        across = torch.linalg.cross(hit, hit - center).norm(dim=-1)
+        lengths = hit.norm(dim=-1) * (hit - center).norm(dim=-1)
+        turn = across / lengths.clamp(min=1e-20)
+        good = (depth > 0) & (far > 0) & inside & (there > 0)
+        asked += good & (there > (1 - most_apart) * far)
+        good &= (distance > 0) & (miss < most_miss) & (turn > sine)
+        good &= (distance / depth - 1).abs() < most_apart
+        voices += good
+        unsure = (miss + 0.25) / turn.clamp(min=1e-6)
+        doubt = torch.where(good, torch.minimum(doubt, unsure), doubt)
+    return voices, asked, doubt
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """[H, W, 3] (x, y, 1) of the pixels of ``image`` [H, W]."""
+    y, x = torch.meshgrid(
+        *(torch.arange(size, device=image.device).float() for size in image.shape),
+        indexing="ij",
+    )
+    return torch.stack([x, y, torch.ones_like(x)], -1)
+
+
+def _moved(pixels: Tensor, depth: Tensor, rotation: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ``pixels`` [H, W, 3] at ``depth`` [H, W] lie in another picture: [H, W, 2] and [H, W]
+    depths there; 0 or less: behind it, or not known."""
+    known = torch.where(depth > 0, depth, 1.0)
+    image = pixels @ rotation.T + shift / known[..., None]
+    place = image[..., :2] / image[..., 2:].clamp(min=1e-6)
+    return place, torch.where(image[..., 2] > 1e-6, image[..., 2] * known, 0.0)
 
 
 def smooth_planes(cost: Tensor, small: int, along: Tensor, across: Tensor) -> Tensor:
