@@ -154,6 +154,7 @@ inline uint32_t blend(const SplatCall& q, const int32_t* ids, const Placed& plac
   int32_t* last = cell.last + 16 * b;
   F T = V::load(light), sum[R];
   I seen = V::loadi(last);
+  const M all = V::mask(0xffff);
   M among = V::mask(open);
   for (int k = 0; k < D; k++) sum[k] = V::load(acc + 16 * k);
   while (bits) {
@@ -166,9 +167,9 @@ inline uint32_t blend(const SplatCall& q, const int32_t* ids, const Placed& plac
     F alpha;
     if (__builtin_expect(odd >> e & 1, 0)) {
       const Form form(q, ids[e]);
-      alpha = alpha_of(opacity, u, v, among, &form, counts);
+      alpha = alpha_of(opacity, u, v, all, &form, counts);
     } else {
-      alpha = alpha_of(opacity, u, v, among, nullptr, counts);
+      alpha = alpha_of(opacity, u, v, all, nullptr, counts);
     }
     // without a branch, which would be guessed wrongly once for every pixel
     alpha = V::min(alpha, V::set(SPLAT_ALPHA_MAX));
