@@ -6,16 +6,11 @@
 #include <string.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <vector>
 
 namespace {
-
-// Floats of the per-entry sums that are kept at a time: bounds memory, and decides no order of sums
-// because a Gaussian's entries are always added in the order of the lists.
-inline int64_t sums_at_a_time(int64_t threads) {
-  return threads > 1 ? threads << 20 : 1 << 15;  // one thread never waits: what stays in its cache
-}
 
 constexpr int64_t AHEAD = 64;  // entries: their rows lie anywhere in memory
 
@@ -90,6 +85,63 @@ int64_t check_lists(const SplatCall& q, int64_t rows) {
   return wrong | (q.entries && largest >= (uint64_t)rows);
 }
 
+// Adds the sums of tiles' entries to those of their Gaussians in the order of the lists, whichever tile is
+// ready first: the result is the same for any number of threads, none of which waits for another's tile.
+class InOrder {
+ public:
+  // One thread adds what it has just written, from its cache; several may be some tiles apart.
+  static int64_t slots(int64_t threads, int64_t floats) {
+    return threads == 1 ? 1 : std::max(threads, std::min(8 * threads, (threads << 20) / (floats + 1)));
+  }
+  // parts: slots of `floats` each, the most that a tile has.
+  InOrder(const SplatCall& q, float* sums, float* parts, int64_t slots, int64_t floats)
+      : q_(q), sums_(sums), parts_(parts), floats_(floats), ready_(slots) {}
+
+  // Where to write the sums of a tile's entries.
+  float* room(int64_t tile) {
+    while (tile - added_ >= slots()) add();
+    return at(tile);
+  }
+  void ready(int64_t tile) {
+    ready_[tile % slots()] = tile + 1;
+    add();
+  }
+
+ private:
+  int64_t slots() const { return (int64_t)ready_.size(); }
+  float* at(int64_t tile) const { return parts_ + tile % slots() * floats_; }
+  bool next_is_ready() const {
+    const int64_t tile = added_;
+    return ready_[tile % slots()] == tile + 1;
+  }
+
+  // Adds all tiles that are ready, unless another thread does; it looks again after it has let go.
+  void add() {
+    while (next_is_ready() && !busy_.exchange(true)) {
+      for (; next_is_ready(); ++added_) add_tile(added_);
+      busy_ = false;
+    }
+  }
+
+  void add_tile(int64_t tile) {
+    const int64_t stride = q_.stride(), end = q_.end(tile);
+    const float* from = at(tile);
+    for (int64_t i = q_.begin(tile); i < end; i++, from += stride) {
+      // the last ones fetch for the next tile
+      if (i + AHEAD < q_.entries) __builtin_prefetch(sums_ + q_.ids[i + AHEAD] * stride, 1);
+      float* to = sums_ + q_.ids[i] * stride;
+      for (int64_t k = 0; k < stride; k++) to[k] += from[k];
+    }
+  }
+
+  const SplatCall& q_;
+  float *sums_, *parts_;
+  const int64_t floats_;
+  std::vector<std::atomic<int64_t>> ready_;  // the number, from 1 on, of the tile in each slot
+  std::atomic<int64_t> added_{0};            // tiles
+  std::atomic<bool> busy_{false};
+};
+
 }  // namespace
 
 // means [rows, 2], conics [rows, 3], colors [rows, channels], opacities [rows], backgrounds [images,
@@ -144,17 +196,15 @@ EXPORT int64_t s3d_splat_composite_gradient(
   q.grad_image = grad_image, q.grad_light = grad_light;
   if (check_lists(q, rows)) return 1;
   const SplatKernels& kernel = kernels(level);
-  const int64_t stride = q.stride(), at_a_time = sums_at_a_time(threads);
-  std::vector<int64_t> batches = {0};  // first tile of each
-  for (int64_t t = 1; t < q.tiles(); t++)
-    if ((q.end(t) - q.begin(batches.back())) * stride > at_a_time) batches.push_back(t);
-  batches.push_back(q.tiles());
+  const int64_t stride = q.stride();
   int64_t most = 0;
-  for (size_t b = 0; b + 1 < batches.size(); b++)
-    most = std::max(most, q.end(batches[b + 1] - 1) - q.begin(batches[b]));
-  const Workspace workspace(SPLAT_RECORD * rows + (rows + most) * stride);
-  float *r = workspace.aligned(), *sums = r + SPLAT_RECORD * rows, *parts = sums + rows * stride;
+  for (int64_t t = 0; t < q.tiles(); t++) most = std::max(most, (q.end(t) - q.begin(t)) * stride);
+  const int64_t slots = InOrder::slots(threads, most);
+  const Workspace workspace(SPLAT_RECORD * rows + rows * stride + slots * most);
+  float *r = workspace.aligned(), *sums = r + SPLAT_RECORD * rows;
   q.records = r;
+  InOrder total(q, sums, sums + rows * stride, slots, most);
+  std::atomic<int64_t> next{0};  // tiles begin in their order: none waits for one that has not begun
 #pragma omp parallel num_threads((int)threads)
   {
     const int64_t count = omp_get_num_threads(), self = omp_get_thread_num();
@@ -164,21 +214,11 @@ EXPORT int64_t s3d_splat_composite_gradient(
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++)
       make_record(q, means, opacities, i, r + SPLAT_RECORD * i);
-    for (size_t b = 0; b + 1 < batches.size(); b++) {
-      const int64_t begin = q.begin(batches[b]), end = q.end(batches[b + 1] - 1);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t t = batches[b]; t < batches[b + 1]; t++)
-        kernel.gradient(q, t, scratch.data(), parts + (q.begin(t) - begin) * stride);
-      // every thread adds the entries of its own rows, in the order of the lists
-      for (int64_t i = begin; i < end; i++) {
-        if (i + AHEAD < end) __builtin_prefetch(sums + ids[i + AHEAD] * stride, 1);
-        if (ids[i] < low || ids[i] >= high) continue;
-        const float* from = parts + (i - begin) * stride;
-        float* to = sums + ids[i] * stride;
-        for (int64_t k = 0; k < stride; k++) to[k] += from[k];
-      }
-#pragma omp barrier
+    for (int64_t t = next++; t < q.tiles(); t = next++) {
+      kernel.gradient(q, t, scratch.data(), total.room(t));
+      total.ready(t);
     }
+#pragma omp barrier
     for (int64_t i = low; i < high; i++) {
       const float *s = sums + i * stride, *conic = conics + 3 * i, *record = r + SPLAT_RECORD * i;
       // back from u and v to x and y
