@@ -208,7 +208,7 @@ def _(means2d, conics, colors, opacities, backgrounds, masks, offsets, ids, size
 @torch.library.custom_op("sparse3d::splat_composite_gradient", mutates_args=())
 def _composite_gradient(
     grad_image: Tensor,
-    grad_transmittance: Tensor,
+    grad_transmittance: Tensor | None,
     means2d: Tensor,
     conics: Tensor,
     colors: Tensor,
@@ -225,7 +225,7 @@ def _composite_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = _as_rows(means2d, conics, colors, opacities)
     others = (_behind(backgrounds), _contiguous(masks), offsets.contiguous(), ids.contiguous())
-    grads = (grad_image.contiguous(), grad_transmittance.contiguous())
+    grads = (grad_image.contiguous(), _contiguous(grad_transmittance))
     kernel = backend.choose(COMPOSITE_GRADIENT, means2d)
     state = (transmittance, looked_at, size, tile_size, absolute)
     found = kernel(*grads, *rows, *others, *state)
@@ -241,12 +241,16 @@ def _(grad_image, grad_transmittance, means2d, conics, colors, opacities, *other
 def _setup(ctx, inputs, output):
     *tensors, size, tile_size, ctx.absgrad = inputs
     ctx.options = (size, tile_size)
+    ctx.set_materialize_grads(False)  # zeros of a picture's size take time
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(*tensors, output[1], output[2])
 
 
 def _backward(ctx, grad_image, grad_transmittance, _):
     means2d, *others, transmittance, looked_at = ctx.saved_tensors
+    if grad_image is None:
+        colors = others[1]
+        grad_image = colors.new_zeros(*transmittance.shape, colors.shape[-1])
     state = (transmittance, looked_at, *ctx.options, ctx.absgrad)
     found = _composite_gradient(grad_image, grad_transmittance, means2d, *others, *state)
     d_means, absolute, *d_others = found

@@ -230,7 +230,10 @@ def _(means, covars, quats, scales, viewmats, Ks, opacities, *options):
 
 @torch.library.custom_op("sparse3d::splat_project_gradient", mutates_args=())
 def _project_gradient(
-    grads: list[Tensor],
+    grad_means2d: Tensor | None,
+    grad_depths: Tensor | None,
+    grad_conics: Tensor | None,
+    grad_compensations: Tensor | None,
     radii: Tensor,
     means: Tensor,
     covars: Tensor | None,
@@ -243,17 +246,19 @@ def _project_gradient(
     camera_model: str,
 ) -> list[Tensor]:
     kernel = backend.choose(PROJECT_GRADIENT, means)
+    grads = _contiguous(grad_means2d, grad_depths, grad_conics, grad_compensations)
     tensors = _contiguous(radii, means, covars, quats, scales, viewmats, Ks)
-    return kernel([x.contiguous() for x in grads], *tensors, size, eps2d, camera_model)
+    return kernel(grads, *tensors, size, eps2d, camera_model)
 
 
 @_project_gradient.register_fake
-def _(grads, radii, means, covars, quats, scales, viewmats, *options):
-    given = (means, covars, quats, scales, viewmats)
+def _(*arguments):
+    given = arguments[5:10]  # means, covars, quats, scales, viewmats
     return [torch.empty_like(x) for x in given if x is not None]
 
 
 def _setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[0])
     *tensors, _, size, eps2d, _, _, _, camera_model = inputs
     ctx.options = (size, eps2d, camera_model)
@@ -262,7 +267,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, _, *grads):
     radii, *tensors = ctx.saved_tensors
-    found = iter(_project_gradient(list(grads), radii, *tensors, *ctx.options))
+    found = iter(_project_gradient(*grads, radii, *tensors, *ctx.options))
     *tensors, _ = tensors
     return *(None if x is None else next(found) for x in tensors), *[None] * 8
 
@@ -313,7 +318,7 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _reference_gradient(
-    grads: list[Tensor],
+    grads: list[Tensor | None],
     radii: Tensor,
     means: Tensor,
     covars: Tensor | None,
@@ -332,8 +337,9 @@ def _reference_gradient(
         filled = [leaves[present.index(i)] if i in present else None for i in range(len(given))]
         return reference.project_seen(*filled, Ks, radii, size, eps2d, camera_model)
 
-    _, pull_back = torch.func.vjp(project, *(given[i] for i in present))
-    return list(pull_back(tuple(grads)))
+    outputs, pull_back = torch.func.vjp(project, *(given[i] for i in present))
+    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(outputs, grads)]
+    return list(pull_back(tuple(filled)))
 
 
 def _native_project(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -178,7 +178,7 @@ EXPORT int64_t s3d_splat_composite(const float* means, const float* conics, cons
   return 0;
 }
 
-// The gradient of the above: grads of image and transmittance, and what the forward pass wrote ->
+// The gradient of the above: grads of image and transmittance (or null), and what the forward pass wrote ->
 // d_means, d_absolute [rows, 2], d_conics [rows, 3], d_colors [rows, channels], d_opacities [rows].
 EXPORT int64_t s3d_splat_composite_gradient(
     const float* grad_image, const float* grad_light, const float* means, const float* conics,

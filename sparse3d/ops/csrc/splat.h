@@ -27,7 +27,7 @@ struct SplatCall {
   float* transmittance;       // [images, height, width]
   int32_t* looked_at;         // [images, height, width]
   const float* grad_image;    // [images, height, width, channels], for the gradient
-  const float* grad_light;    // [images, height, width], that of the transmittance
+  const float* grad_light;    // [images, height, width] or null, that of the transmittance
 
   int64_t tiles() const { return images * down * across; }
   int64_t begin(int64_t tile) const { return offsets[tile]; }

@@ -272,7 +272,7 @@ inline int32_t load_blocks(const SplatCall& q, const Cell& cell, Blocks& s) {
     for_pixels(q, cell, b, [&](int lane, int64_t pixel) {
       const int at = 16 * b + lane;
       const float* g = q.grad_image + pixel * channels;
-      float sum = q.grad_light[pixel];
+      float sum = q.grad_light ? q.grad_light[pixel] : 0.f;
       for (int64_t k = 0; k < channels; k++) {
         s.cotangent[16 * (b * channels + k) + lane] = g[k];
         if (background) sum += background[k] * g[k];

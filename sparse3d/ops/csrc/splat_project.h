@@ -13,7 +13,7 @@ struct ProjectCall {
   // [batch, cameras, count, ...]: 2, 2, 1, 3, 1
   int32_t* radii;
   float *means2d, *depths, *conics, *compensations;
-  // the gradients of the above and by the inputs
+  // the gradients of the above, null where they are 0, and by the inputs
   const float *d_means2d, *d_depths, *d_conics, *d_compensations;
   float *d_means, *d_quats, *d_scales, *d_covars;
   double* d_views;  // [chunks, cameras, 12]: rows of the rotation, each with its translation

@@ -97,6 +97,11 @@ INLINE void load(const float* rows, int64_t n, Lanes* out) {
   for (int k = 0; k < N; k++) out[k] = each([&](int l) { return rows[(l < n ? l : n - 1) * N + k]; });
 }
 template <int N>
+INLINE void load_or_zero(const float* rows, int64_t first, int64_t n, Lanes* out) {
+  if (rows) return load<N>(rows + N * first, n, out);
+  for (int k = 0; k < N; k++) out[k] = spread(0.f);
+}
+template <int N>
 INLINE void store(float* rows, int64_t n, const Lanes* in) {
   for (int k = 0; k < N; k++)
     for (int l = 0; l < n; l++) rows[l * N + k] = in[k][l];
@@ -252,8 +257,8 @@ struct Slopes {
 // The gradient of the covariance in the picture (off-diagonal: of each of the two entries).
 INLINE void covariance_slope(const ProjectCall& p, const Flat& f, int64_t out, int64_t n, Lanes* g) {
   Lanes dq[3], dk;
-  load<3>(p.d_conics + 3 * out, n, dq);
-  load<1>(p.d_compensations + out, n, &dk);
+  load_or_zero<3>(p.d_conics, out, n, dq);
+  load_or_zero<1>(p.d_compensations, out, n, &dk);
   const Lanes per = 1.f / f.det, A = f.c * per, B = -f.b * per, C = f.a * per, h = 0.5f * dq[1];
   // - Q G Q of the conic Q
   const Lanes u0 = A * dq[0] + B * h, u1 = A * h + B * dq[2];
@@ -309,8 +314,8 @@ static void pull_back_lanes(const ProjectCall& p, const View& view, const Shape&
         dT[i][j] = dP[i][0] * shape.half[j][0] + dP[i][1] * shape.half[j][1] +
                    dP[i][2] * shape.half[j][2];
   }
-  load<2>(p.d_means2d + 2 * out, n, dm);
-  load<1>(p.d_depths + out, n, &dz);
+  load_or_zero<2>(p.d_means2d, out, n, dm);
+  load_or_zero<1>(p.d_depths, out, n, &dz);
   Lanes d[3] = {zero, zero, dz};
   for (int k = 0; k < 3; k++)
     for (int i = 0; i < 2; i++) {

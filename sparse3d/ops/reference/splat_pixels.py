@@ -69,7 +69,7 @@ def tile_starts(ids: Tensor, images: int, tiles: tuple[int, int]) -> Tensor:
     bits = (tiles[0] * tiles[1]).bit_length()
     keys = torch.arange(tiles[0] * tiles[1], device=ids.device)
     keys = (torch.arange(images, device=ids.device)[:, None] << bits) | keys
-    starts = torch.searchsorted(ids >> 32, keys.flatten())
+    starts = torch.searchsorted(ids, keys.flatten() << 32)
     return starts.int().reshape(images, tiles[1], tiles[0])
 
 
@@ -118,7 +118,7 @@ def composite(
 
 def composite_gradient(
     grad_image: Tensor,
-    grad_transmittance: Tensor,
+    grad_transmittance: Tensor | None,
     means2d: Tensor,
     conics: Tensor,
     colors: Tensor,
@@ -137,6 +137,8 @@ def composite_gradient(
 
     Each tile is blended again under autograd.
     """
+    if grad_transmittance is None:
+        grad_transmittance = torch.zeros_like(transmittance)
     if backgrounds is not None:
         grad_transmittance = grad_transmittance + (grad_image * backgrounds[:, None, None]).sum(-1)
     sums = [torch.zeros_like(x) for x in (means2d, means2d, conics, colors, opacities)]
