@@ -33,7 +33,7 @@ CONFIGS = {
 MARKS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the budget after which the test views are rendered."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COLORS = {"edgs": "tab:red", "3dgs": "tab:blue", "mcmc": "tab:green"}
+COLORS = {"edgs": "tab:red", "3dgs": "tab:blue", "mcmc": "tab:green", "edgs, short": "tab:orange"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="COLMAP folders")
     parser.add_argument("--methods", nargs="+", choices=CONFIGS, default=["edgs", "3dgs"])
     parser.add_argument("--budget", type=float, default=300, help="seconds of each (300)")
+    parser.add_argument(
+        "--short",
+        type=float,
+        help="train EDGS once more, as a whole training of this share of the budget (0.25)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--pixels", type=int, help="reduce pictures to so many pixels")
     parser.add_argument(
@@ -67,6 +72,7 @@ class Contest:
         method, scene, seed: what it is.
         model, optimizer: in training.
         views: of the training.
+        budget: seconds that it has.
         spent, stepping: seconds, in all and of the steps alone.
         curve: (seconds, PSNR, SSIM, Gaussians, step) at each mark.
     """
@@ -77,18 +83,19 @@ class Contest:
     model: SplattingModel
     optimizer: OptimWrapper
     views: list
+    budget: float
     spent: float = 0.0
     stepping: float = 0.0
     order: list[int] = field(default_factory=list)
     curve: list[tuple] = field(default_factory=list)
 
-    def train_until(self, mark: float, budget: float) -> None:
-        """Train until ``mark`` seconds are spent."""
-        while self.spent < mark:
+    def train_until(self, share: float) -> None:
+        """Train until this share of the budget is spent."""
+        while self.spent < share * self.budget:
             began = clock()
             step = int(self.model.step)
             # What is scheduled goes by how many steps will fit into the time.
-            left = (budget - self.spent) / (self.stepping / step if step else self.one_pass())
+            left = (self.budget - self.spent) / (self.stepping / step if step else self.one_pass())
             self.model.steps = step + max(round(left), 1)
             stepping = clock()
             torch.manual_seed(1_000_003 * self.seed + step)
@@ -140,7 +147,9 @@ def open_contest(args, folder: Path, method: str, seed: int) -> tuple[Contest, V
     model.to(DEVICE)
     spent = clock() - began
     optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": "OptimWrapper"})
-    contest = Contest(method, folder.name, seed, model.train(), optimizer, views, spent)
+    contest = Contest(
+        *(method, folder.name, seed, model.train(), optimizer, views, args.budget, spent)
+    )
     contest.judge(test)
     return contest, test
 
@@ -152,10 +161,14 @@ def run(args: argparse.Namespace) -> list[dict]:
     for folder in args.data:
         for seed in args.seeds:
             opened = [open_contest(args, folder, method, seed) for method in args.methods]
+            if args.short:
+                opened.append(open_contest(args, folder, "edgs", seed))
+                contest = opened[-1][0]
+                contest.method, contest.budget = "edgs, short", args.short * args.budget
             for mark in MARKS:
                 for contest, test in opened:
-                    if contest.spent < mark * args.budget:
-                        contest.train_until(mark * args.budget, args.budget)
+                    if contest.spent < mark * contest.budget:
+                        contest.train_until(mark)
                         contest.judge(test)
             contests += [contest for contest, _ in opened]
             if args.out:
@@ -196,17 +209,19 @@ def time_to_reach(curve: list, wanted: float) -> float | None:
 def summary(rows: list[dict]) -> list[str]:
     """EDGS against each other method."""
     lines = []
-    for row in (r for r in rows if r["implementation"] == "edgs"):
+    for row in (r for r in rows if r["implementation"].startswith("edgs")):
         same = [r for r in rows if (r["scene"], r["seed"]) == (row["scene"], row["seed"])]
-        for other in (r for r in same if r is not row):
+        for other in (r for r in same if not r["implementation"].startswith("edgs")):
             reached = time_to_reach(row["curve"], other["psnr"])
             end = other["curve"][-1][0]
             when = "never" if reached is None else f"{100 * reached / end:.0f} % of its time"
+            share = 100 * row["curve"][-1][0] / end
             lines.append(
-                f"{row['scene']} seed {row['seed']}: edgs {row['psnr']:.2f} dB with "
-                f"{row['gaussians']} Gaussians, {other['implementation']} {other['psnr']:.2f} dB "
-                f"with {other['gaussians']}: {row['psnr'] - other['psnr']:+.2f} dB at equal time; "
-                f"its final PSNR reached in {when}, with "
+                f"{row['scene']} seed {row['seed']}: {row['implementation']} {row['psnr']:.2f} dB "
+                f"with {row['gaussians']} Gaussians, {other['implementation']} "
+                f"{other['psnr']:.2f} dB with {other['gaussians']}: "
+                f"{row['psnr'] - other['psnr']:+.2f} dB in {share:.0f} % of its time; its final "
+                f"PSNR reached in {when}, with "
                 f"{100 * row['gaussians'] / other['gaussians']:.0f} % of its Gaussians"
             )
     return lines
@@ -217,7 +232,8 @@ def write_pictures(out: Path, opened: list[tuple[Contest, ViewDataset]]) -> None
     for contest, test in opened:
         contest.model.eval()
         found = contest.model.render(test[0].cameras[VIEW], test[0])
-        name = f"{out.stem}_{contest.scene}_{contest.seed}_{contest.method}.png"
+        method = contest.method.replace(", ", "_")
+        name = f"{out.stem}_{contest.scene}_{contest.seed}_{method}.png"
         write_rendering(found, out.with_name(name))
 
 
