@@ -51,7 +51,7 @@ class SweptDepth:
 
     def __init__(
         self,
-        views: int = 8,
+        views: int = 6,
         radius: int = 2,
         floor: float = 1e-3,
         small: float = 13,
