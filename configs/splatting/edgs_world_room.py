@@ -9,4 +9,5 @@ data_root = "data/world/quickstart/pictures/train-000000"
 train_dataloader = dict(dataset=dict(data_root=data_root))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = dict(dataset=dict(data_root=data_root))
+model = dict(background="random")  # a room is closed all around
 train_cfg = dict(max_epochs=13, val_interval=13)

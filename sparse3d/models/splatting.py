@@ -50,7 +50,10 @@ class SplattingModel(BaseModel):
             rates itself: schedulers of the optimizer have no say.
         settle: share of the training, its end, through which all rates fall to a tenth, evenly in
             their logarithm. 0: only the means' rate falls, as published.
-        background: rgb in 0..1 where nothing is; 'mean': the mean colour of the photographs.
+        background: rgb in 0..1 where nothing is; 'mean': the mean colour of the photographs;
+            'random': that, but another at each step of the training, so that no surface can be a
+            hole of the background's colour: for places that are closed all around. Elsewhere it
+            costs quality.
         antialiased: opacities fall by what the pixel's width adds to a Gaussian (Mip-Splatting).
         exposure: learn a gain and an offset of every training photograph's colours.
         most_gaussians: cap of their number; None: none.
@@ -98,7 +101,10 @@ class SplattingModel(BaseModel):
             setattr(self, name, nn.Parameter(tensor))
         self.names: list[str] = []
         self.exposure = nn.Parameter(torch.zeros(0, 3, 4)) if exposure else None
-        self.mean_background = background == "mean"
+        if isinstance(background, str) and background not in ("mean", "random"):
+            raise ValueError(f"background is {background!r}; it must be rgb, 'mean' or 'random'")
+        self.random_background = background == "random"
+        self.mean_background = isinstance(background, str)
         color = (0, 0, 0) if self.mean_background else tuple(background)
         self.register_buffer("background", torch.tensor(color, dtype=torch.float32))
         self.register_buffer("extent", torch.ones(()))
@@ -217,12 +223,20 @@ class SplattingModel(BaseModel):
             height,
             sh_degree=degree,
             packed=False,
-            backgrounds=self.background[None],
+            backgrounds=self._behind()[None],
             render_mode=render_mode,
             rasterize_mode=self.mode,
             absgrad=self.training and self.strategy.absgrad,
         )
         return image[0], alpha[0, ..., 0], meta
+
+    def _behind(self) -> Tensor:
+        """[3] colour where nothing is."""
+        if not (self.training and self.random_background):
+            return self.background
+        # Of the step's own number: a resumed training goes on as it would have.
+        generator = torch.Generator().manual_seed(int(self.step))
+        return torch.rand(3, generator=generator).to(self.background)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean difference and structural dissimilarity to the photographs, and what large

@@ -68,6 +68,21 @@ def test_every_strategy_learns_the_pictures(start, strategy):
         assert moments(wrapper, parameter).shape == parameter.shape
 
 
+def test_a_random_background_is_another_at_each_step_and_the_mean_in_the_end():
+    model, _, samples = build(background="random")
+    plain, _, _ = build(background="mean")
+    model.set_gaussians(model.gaussians[:0])
+    plain.set_gaussians(plain.gaussians[:0])
+    camera = samples[0].cameras["view"]
+    first, again = (model.picture(camera)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    model.step += 1
+    assert not torch.equal(model.picture(camera)[0], first)
+    assert torch.equal(model.eval().picture(camera)[0], plain.eval().picture(camera)[0])
+    with pytest.raises(ValueError, match="background is 'sky'"):
+        build(background="sky")
+
+
 def test_predictions_carry_what_evaluation_needs():
     model, _, samples = build()
     found = model.eval().test_step(collate(samples[:2]))
