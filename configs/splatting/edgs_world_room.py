@@ -1,4 +1,4 @@
-"""EDGS on photographs of one of the procedural world's rooms: about three minutes on two cores.
+"""EDGS on photographs of one of the procedural world's rooms: one to two minutes on two cores.
 
 python tools/prepare_data.py rooms --name quickstart --pictures 1 --queries 0 --size 400 300
 """
