@@ -1,7 +1,7 @@
 // Depth from pictures with known cameras: a plane sweep, and its costs made smooth along lines.
 
 #include <algorithm>
-#include <cmath>
+#include <math.h>
 #include <cstring>
 #include <vector>
 

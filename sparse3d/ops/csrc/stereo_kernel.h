@@ -65,14 +65,15 @@ S3D_GATHERS void confirm(const Surface& other, const float* __restrict rays, flo
     const float shrink = 1.0f / (back > 1e-6f ? back : 1e-6f);
     const float x2 = (q[0] * a + q[1] * b + q[2] + p[0] * far) * shrink,
                 y2 = (q[3] * a + q[4] * b + q[5] + p[1] * far) * shrink;
-    const float miss = std::sqrt((x2 - x) * (x2 - x) + (y2 - y) * (y2 - y));
+    // std::sqrt would stay a call: it is not tuned as this is.
+    const float miss = sqrtf((x2 - x) * (x2 - x) + (y2 - y) * (y2 - y));
     const float again = back * there, apart = again * s - 1.0f;
     const float hx = (rays[0] * x2 + rays[1] * y2 + rays[2]) * again,
                 hy = (rays[3] * x2 + rays[4] * y2 + rays[5]) * again, hz = again;
     const float gx = hx - c[0], gy = hy - c[1], gz = hz - c[2];
     const float cx = hy * gz - hz * gy, cy = hz * gx - hx * gz, cz = hx * gy - hy * gx;
     const float lengths = (hx * hx + hy * hy + hz * hz) * (gx * gx + gy * gy + gz * gz);
-    const float sine = std::sqrt((cx * cx + cy * cy + cz * cz) / (lengths > 0.0f ? lengths : 1.0f));
+    const float sine = sqrtf((cx * cx + cy * cy + cz * cz) / (lengths > 0.0f ? lengths : 1.0f));
     good &= there > 0.0f;
     asked[i] += good & (there > (1.0f - most_apart) * w * z) ? 1 : 0;
     good &= (back > 1e-6f) & (miss < most_miss) & (apart < most_apart) &
