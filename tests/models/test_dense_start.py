@@ -169,6 +169,12 @@ def test_plain_walls_have_a_depth_where_others_agree():
     assert (depth / truth - 1).abs()[known].median() < 0.03
 
 
+@pytest.mark.parametrize("name", ["views", "apart", "most_pixels", "agree"])
+def test_settings_of_a_sweep_that_cannot_be_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is -1; it must be"):
+        SweptDepth(**{name: -1})
+
+
 def test_what_only_one_other_sees_needs_only_its_voice():
     pictures = [Photograph.from_sample(view) for view in views(poses(5))]
     near = [[j for j in range(5) if j != i] for i in range(5)]

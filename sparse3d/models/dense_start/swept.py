@@ -63,6 +63,10 @@ class SweptDepth:
         apart: float = 2.0,
         most_pixels: int = 100_000,
     ):
+        above = dict(views=views, agree=agree, apart=apart, most_pixels=most_pixels)
+        for name, value in above.items():
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
         self.views = views
         self.radius, self.floor = radius, floor
         self.prices = (small, large, edge)
