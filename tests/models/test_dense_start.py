@@ -175,7 +175,7 @@ def test_settings_of_a_sweep_that_cannot_be_are_refused(name):
         SweptDepth(**{name: -1})
 
 
-def test_what_only_one_other_sees_needs_only_its_voice():
+def test_where_fewer_see_a_place_fewer_voices_are_enough():
     pictures = [Photograph.from_sample(view) for view in views(poses(5))]
     near = [[j for j in range(5) if j != i] for i in range(5)]
     found = SweptDepth(agree=3)(pictures, [0, 1, 2, 3, 4], near, SparsePoints.none())
