@@ -278,13 +278,17 @@ def test_what_stands_behind_something_is_continued():
     pixels = torch.stack([x, y], 2).reshape(-1, 2).float()
     post = (pixels[:, 0] > 40) & (pixels[:, 0] < 52)
     points = lift(picture.camera, pixels, torch.where(post, 1.0, 4.0))
-    found, colors, edges = fill_behind([picture, picture], points, 4.0, 5)
+    of_wall, of_post = torch.tensor([0.2, 0.8, 0.4]), torch.tensor([0.9, 0.0, 0.0])
+    rgb = torch.where(post[:, None], of_post, of_wall)
+    found, colors, edges = fill_behind([picture, picture], points, rgb, 4.0, 5)
     spot, depth = picture.camera.project(found)
     assert len(found) == 36  # two columns of 18 cells, once
     assert ((spot[:, 0] > 43) & (spot[:, 0] < 53)).all()
     torch.testing.assert_close(depth, torch.full_like(depth, 4.0), rtol=0.05, atol=0)
-    assert colors.min() >= 0 and colors.max() <= 1 and (edges > 0).all()
-    assert not len(fill_behind([picture], points[~post], 4.0, 5)[0])
+    # A cell at the post's edge holds points of both; nothing of the post's colour shows behind it.
+    torch.testing.assert_close(colors, of_wall.expand(len(colors), 3), rtol=0, atol=1e-3)
+    assert (edges > 0).all()
+    assert not len(fill_behind([picture], points[~post], rgb[~post], 4.0, 5)[0])
 
 
 def test_what_a_picture_just_misses_is_filled():

@@ -34,11 +34,15 @@ def fill_holes(
     Returns:
         Points [M, 3], their colours [M, 3] in 0..1 and the lengths [M] of their cells' edges.
     """
-    return _one_by_one(pictures, points, lambda *one: _fill_one(*one, cell))
+
+    def fill(picture, known, _):
+        return _fill_one(picture, known, cell)
+
+    return _one_by_one(pictures, points, torch.zeros_like(points), fill)
 
 
 def fill_behind(
-    pictures: list[Photograph], points: Tensor, cell: float, reach: int
+    pictures: list[Photograph], points: Tensor, colors: Tensor, cell: float, reach: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points behind the edges of things, where pictures show only what stands before.
 
@@ -47,27 +51,33 @@ def fill_behind(
     Args:
         pictures: of the place.
         points: [N, 3] those there are.
+        colors: [N, 3] theirs, in 0..1.
         cell: edge of a cell, pixels.
         reach: cells to each side among which the farther ones count as background.
 
     Returns:
         As ``fill_holes``.
     """
-    return _one_by_one(pictures, points, lambda *one: _fill_one_behind(*one, cell, reach))
+
+    def fill(*one):
+        return _fill_one_behind(*one, cell, reach)
+
+    return _one_by_one(pictures, points, colors, fill)
 
 
-def _one_by_one(pictures: list[Photograph], points: Tensor, fill: Callable):
-    """What ``fill(picture, points known by then)`` adds for one picture after the other."""
+def _one_by_one(pictures: list[Photograph], points: Tensor, colors: Tensor, fill: Callable):
+    """What ``fill(picture, points and colours known by then)`` adds for one after the other."""
     found = [(points[:0], points[:0], points[:0, 0])]
     for picture in pictures:
         known = torch.cat([points, *(part[0] for part in found)])
-        part = fill(picture, known)
+        rgb = torch.cat([colors, *(part[1] for part in found)])
+        part = fill(picture, known, rgb)
         if part is not None:
             found.append(part)
     return tuple(torch.cat(column) for column in zip(*found))
 
 
-def _fill_one_behind(picture: Photograph, points: Tensor, cell: float, reach: int):
+def _fill_one_behind(picture: Photograph, points: Tensor, colors: Tensor, cell: float, reach: int):
     farthest = _inverse_depths(picture.camera, points, cell, "amin")
     far = _far_around(farthest, reach)
     hidden = (farthest > 0) & (farthest > FOREGROUND * far)
@@ -75,9 +85,24 @@ def _fill_one_behind(picture: Photograph, points: Tensor, cell: float, reach: in
     if not hidden.any() or not layer.any():
         return None
     inverse = np.minimum(continue_planes(layer), far)
-    small = cv2.resize(picture.image, hidden.shape[::-1], interpolation=cv2.INTER_AREA)
-    colors = _continued(small.astype(np.float32) / 255, (layer > 0).astype(np.float32))
-    return _in_cells(picture.camera, hidden, inverse, colors[hidden], cell)
+    # The picture's own colours would mix in what stands before, at its edge.
+    mean, known = _colors_at(picture.camera, points, colors, layer, cell)
+    return _in_cells(picture.camera, hidden, inverse, _continued(mean, known)[hidden], cell)
+
+
+def _colors_at(camera, points: Tensor, colors: Tensor, inverse: np.ndarray, cell: float):
+    """[rows, columns, 3] mean colour of the points in each cell that are not much nearer than
+    its ``inverse`` depth says, and a mask, float32, of the cells that have one."""
+    flat, seen, own = _cells_of(camera, points, cell, inverse.shape)
+    level = torch.from_numpy(inverse.reshape(-1))[flat]
+    there = (level > 0) & (own <= FOREGROUND * level)
+    flat, rgb = flat[there], colors[seen][there]
+    total = torch.zeros(inverse.size, 3).index_add_(0, flat, rgb.float())
+    count = torch.bincount(flat, minlength=inverse.size)
+    mean = total / count.clamp(min=1)[:, None]
+    return mean.reshape(*inverse.shape, 3).numpy(), (count > 0).reshape(
+        inverse.shape
+    ).float().numpy()
 
 
 def _continued(image: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -127,13 +152,19 @@ def _inverse_depths(camera, points: Tensor, cell: float, which: str) -> np.ndarr
     """[rows, columns] the largest ('amax') or least ('amin') 1 / depth of the points in each cell;
     0: there is none."""
     columns, rows = (int(-(-side // cell)) for side in camera.size)
+    flat, _, inverse = _cells_of(camera, points, cell, (rows, columns))
+    out = torch.zeros(rows * columns, dtype=torch.float64)
+    out.scatter_reduce_(0, flat, inverse, which, include_self=False)
+    return out.reshape(rows, columns).numpy()
+
+
+def _cells_of(camera, points: Tensor, cell: float, shape: tuple[int, int]):
+    """Flat cell [M] of each point that ``camera`` sees, a mask [N] of these, and 1 / depth [M]."""
     pixel, depth = camera.project(points)
     seen = camera.sees(points)
     spots = ((pixel[seen] + 0.5) / cell).long()
-    flat = spots[:, 1].clamp(0, rows - 1) * columns + spots[:, 0].clamp(0, columns - 1)
-    out = torch.zeros(rows * columns, dtype=torch.float64)
-    out.scatter_reduce_(0, flat, 1 / depth[seen].double(), which, include_self=False)
-    return out.reshape(rows, columns).numpy()
+    flat = spots[:, 1].clamp(0, shape[0] - 1) * shape[1] + spots[:, 0].clamp(0, shape[1] - 1)
+    return flat, seen, 1 / depth[seen].double()
 
 
 def continue_planes(inverse: np.ndarray) -> np.ndarray:

@@ -175,7 +175,8 @@ class DenseStart:
         found = [fill_holes(wider, gaussians.means, cell)]
         if self.behind:
             known = torch.cat([gaussians.means, found[0][0]])
-            found.append(fill_behind(pictures, known, cell, self.behind))
+            colors = torch.cat([gaussians.rgb, found[0][1]])
+            found.append(fill_behind(pictures, known, colors, cell, self.behind))
         xyz, rgb, edges = (torch.cat(column) for column in zip(*found))
         sizes = self.spread * edges
         return Gaussians.from_points(xyz, rgb, sizes, self.fill_opacity, gaussians.sh_degree)
