@@ -10,7 +10,7 @@
 namespace {
 
 constexpr int64_t kPlanes = 16;  // of a piece of work: what a pixel gets at once
-constexpr int64_t kRows = 32;
+constexpr int64_t kRows = 64;
 constexpr int64_t kMostRadius = 8;
 constexpr float kUnseen = 4.0f;  // above every cost, which is at most 2
 
@@ -52,10 +52,10 @@ void square_up(const float* image, int64_t height, int64_t width, uint64_t* squa
 #include "levels.h"
 
 struct Kernels {
-  decltype(&plain::warp) warp;
+  decltype(&plain::aim) aim;
+  decltype(&plain::blend) blend;
   decltype(&plain::confirm) confirm;
   decltype(&plain::sum_lines) sum_lines;
-  decltype(&plain::sum_columns) sum_columns;
   decltype(&plain::unlikeness) unlikeness;
   decltype(&plain::best_mean) best_mean;
   decltype(&plain::step) step;
@@ -65,9 +65,15 @@ struct Kernels {
 
 Kernels best_kernels() {
   const int level = best_level(0);
-  return {S3D_AT(level, warp),       S3D_AT(level, confirm),   S3D_AT(level, sum_lines),
-          S3D_AT(level, sum_columns), S3D_AT(level, unlikeness), S3D_AT(level, best_mean),
+  return {S3D_AT(level, aim), S3D_AT(level, blend),       S3D_AT(level, confirm),   S3D_AT(level, sum_lines),
+          S3D_AT(level, unlikeness), S3D_AT(level, best_mean),
           S3D_AT(level, step),        S3D_AT(level, add),        S3D_AT(level, winner)};
+}
+
+// Loads one by one are faster than AVX-512's gathers where those are slow, and elsewhere about equal.
+void pick(const uint64_t* __restrict squares, const int32_t* __restrict index, int64_t width,
+          uint64_t* __restrict out) {
+  for (int64_t i = 0; i < width; ++i) out[i] = squares[index[i]];
 }
 
 // The costs of a path at the pixel where it is.
@@ -123,40 +129,45 @@ EXPORT int64_t s3d_plane_sweep(const float* reference, int64_t height, int64_t w
 #pragma omp parallel num_threads(threads)
   {
     std::vector<uint8_t> piece(kPlanes * kRows * width);
-    const int64_t padded = width + 2 * radius;
-    std::vector<float> ring(taps * width), inside(taps * width), narrow(3 * padded, 0.0f),
-        sums(3 * width), costs(count * kRows * width),
-        seeing(width);
+    const int64_t padded = width + 2 * radius, ring = taps * width;
+    // Of each view the lines of a window.
+    std::vector<float> shown(count * ring), inside(count * ring);
+    std::vector<float> narrow(3 * padded, 0.0f), sums(3 * width), costs(count * width),
+        seeing(width), right_of(width), below(width);
+    std::vector<int32_t> index(width);
+    std::vector<uint64_t> picked(width);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < bands * blocks; ++task) {
       const int64_t from = task / blocks * kRows, to = std::min(height, from + kRows);
       const int64_t first = task % blocks * kPlanes, number = std::min(planes - first, kPlanes);
       for (int64_t k = 0; k < number; ++k) {
-        for (int64_t j = 0; j < count; ++j) {
-          int64_t ready = std::max<int64_t>(from - radius, 0);
-          for (int64_t y = from; y < to; ++y) {
-            const int64_t top = std::max<int64_t>(y - radius, 0),
-                          end = std::min(height, y + radius + 1);
-            for (; ready < end; ++ready)
-              kernels.warp(views[j], inverse[first + k], static_cast<float>(ready), width,
-                   ring.data() + ready % taps * width, inside.data() + ready % taps * width);
-            const float *lines[2 * kMostRadius + 1], *own[2 * kMostRadius + 1];
-            for (int64_t row = top; row < end; ++row) {
-              lines[row - top] = ring.data() + row % taps * width;
-              own[row - top] = reference + row * width;
+        int64_t ready = std::max<int64_t>(from - radius, 0);
+        for (int64_t y = from; y < to; ++y) {
+          const int64_t top = std::max<int64_t>(y - radius, 0),
+                        end = std::min(height, y + radius + 1);
+          for (; ready < end; ++ready)
+            for (int64_t j = 0; j < count; ++j) {
+              const int64_t at = j * ring + ready % taps * width;
+              kernels.aim(views[j], inverse[first + k], static_cast<float>(ready), width,
+                          index.data(), right_of.data(), below.data(), inside.data() + at);
+              pick(views[j].squares, index.data(), width, picked.data());
+              kernels.blend(picked.data(), right_of.data(), below.data(), width,
+                            shown.data() + at);
             }
+          const float *lines[2 * kMostRadius + 1], *own[2 * kMostRadius + 1];
+          for (int64_t row = top; row < end; ++row) own[row - top] = reference + row * width;
+          for (int64_t j = 0; j < count; ++j) {
+            for (int64_t row = top; row < end; ++row)
+              lines[row - top] = shown.data() + j * ring + row % taps * width;
             kernels.sum_lines(lines, own, end - top, width, padded, narrow.data() + radius);
-            for (int64_t s = 0; s < 3; ++s)
-              kernels.sum_columns(narrow.data() + s * padded, taps, width, sums.data() + s * width);
             const int64_t at = y * width;
-            kernels.unlikeness(sums.data(), width, share + at, mean + at, deviation + at,
-                       inside.data() + y % taps * width, static_cast<float>(floor),
-                       costs.data() + ((y - from) * count + j) * width);
+            kernels.unlikeness(narrow.data(), padded, taps, width, share + at, mean + at,
+                               deviation + at, inside.data() + j * ring + y % taps * width,
+                               static_cast<float>(floor), sums.data(), costs.data() + j * width);
           }
+          kernels.best_mean(costs.data(), count, best, width, seeing.data(),
+                            piece.data() + (k * kRows + y - from) * width);
         }
-        for (int64_t y = from; y < to; ++y)
-          kernels.best_mean(costs.data() + (y - from) * count * width, count, best, width,
-                    seeing.data(), piece.data() + (k * kRows + y - from) * width);
       }
       for (int64_t y = from; y < to; ++y)
         for (int64_t x = 0; x < width; ++x) {

@@ -1,8 +1,9 @@
 // The vector loops of stereo.cpp, as plain loops: levels.h compiles them for each level.
 
-// What the view shows of row y of the reference at the inverse depth s; ok: 0 where it shows none.
-S3D_GATHERS void warp(const View& view, float s, float y, int64_t width, float* __restrict value,
-                      float* __restrict ok) {
+// Where row y of the reference, at the inverse depth s, lies in the view: the pixel up and left of each
+// place, and the place's distances from it. ok: 0 where the view shows none.
+void aim(const View& view, float s, float y, int64_t width, int32_t* __restrict index,
+         float* __restrict right_of, float* __restrict below, float* __restrict ok) {
   const float* r = view.rotation;
   const float u0 = r[1] * y + r[2] + view.shift[0] * s, v0 = r[4] * y + r[5] + view.shift[1] * s,
               w0 = r[7] * y + r[8] + view.shift[2] * s, ru = r[0], rv = r[3], rw = r[6];
@@ -11,7 +12,6 @@ S3D_GATHERS void warp(const View& view, float s, float y, int64_t width, float* 
   const float last_x = static_cast<float>(view.width - 1),
               last_y = static_cast<float>(view.height - 1);
   const int across = static_cast<int>(view.width);
-  const uint64_t* __restrict squares = view.squares;
   for (int64_t i = 0; i < width; ++i) {
     const float x = static_cast<float>(static_cast<int>(i));
     const float w = rw * x + w0;
@@ -24,15 +24,25 @@ S3D_GATHERS void warp(const View& view, float s, float y, int64_t width, float* 
     b = b > 0.0f ? b : 0.0f;
     b = b < last_y ? b : last_y;
     const int column = static_cast<int>(a), row = static_cast<int>(b);
-    const float fx = a - static_cast<float>(column), fy = b - static_cast<float>(row);
-    const uint64_t four = squares[row * across + column];
+    right_of[i] = a - static_cast<float>(column);
+    below[i] = b - static_cast<float>(row);
+    index[i] = row * across + column;
+  }
+}
+
+// Values between the four pixels of each square.
+void blend(const uint64_t* __restrict squares, const float* __restrict right_of,
+           const float* __restrict below, int64_t width, float* __restrict value) {
+  for (int64_t i = 0; i < width; ++i) {
+    const uint64_t four = squares[i];
     const uint32_t upper = static_cast<uint32_t>(four), lower = static_cast<uint32_t>(four >> 32);
     const float v00 = static_cast<float>(static_cast<int>(upper & 0xffff)),
                 v01 = static_cast<float>(static_cast<int>(upper >> 16)),
                 v10 = static_cast<float>(static_cast<int>(lower & 0xffff)),
                 v11 = static_cast<float>(static_cast<int>(lower >> 16));
+    const float fx = right_of[i];
     const float top = v00 + fx * (v01 - v00), bottom = v10 + fx * (v11 - v10);
-    value[i] = (top + fy * (bottom - top)) * (1.0f / kWhite);
+    value[i] = (top + below[i] * (bottom - top)) * (1.0f / kWhite);
   }
 }
 
@@ -88,6 +98,17 @@ S3D_GATHERS void confirm(const Surface& other, const float* __restrict rays, flo
 void sum_lines(const float* const* v, const float* const* a, int64_t rows, int64_t width,
                int64_t apart, float* __restrict sums) {
   float *s = sums, *ss = sums + apart, *sa = sums + 2 * apart;
+  if (rows == 5) {  // the sums stay in registers
+    const float *v0 = v[0], *v1 = v[1], *v2 = v[2], *v3 = v[3], *v4 = v[4];
+    const float *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3], *a4 = a[4];
+#pragma GCC ivdep
+    for (int64_t x = 0; x < width; ++x) {
+      s[x] = v0[x] + v1[x] + v2[x] + v3[x] + v4[x];
+      ss[x] = v0[x] * v0[x] + v1[x] * v1[x] + v2[x] * v2[x] + v3[x] * v3[x] + v4[x] * v4[x];
+      sa[x] = v0[x] * a0[x] + v1[x] * a1[x] + v2[x] * a2[x] + v3[x] * a3[x] + v4[x] * a4[x];
+    }
+    return;
+  }
   for (int64_t x = 0; x < width; ++x) {
     float value = v[0][x];
     s[x] = value;
@@ -108,32 +129,64 @@ void sum_lines(const float* const* v, const float* const* a, int64_t rows, int64
 // Sums over the columns of a window, of a line padded with zeros by the radius.
 void sum_columns(const float* __restrict line, int64_t taps, int64_t width,
                  float* __restrict out) {
-  if (taps == 5) {
-    for (int64_t x = 0; x < width; ++x)
-      out[x] = line[x] + line[x + 1] + line[x + 2] + line[x + 3] + line[x + 4];
-    return;
-  }
   for (int64_t x = 0; x < width; ++x) out[x] = line[x] + line[x + 1] + line[x + 2];
   for (int64_t t = 3; t < taps; t += 2)
     for (int64_t x = 0; x < width; ++x) out[x] += line[x + t] + line[x + t + 1];
 }
 
-// 1 - the normalised correlation of windows, from their sums of v, v^2 and a v; kUnseen where the view
-// shows nothing.
-void unlikeness(const float* __restrict sums, int64_t width,
+// 1 - the normalised correlation of windows, from the sums over their lines of v, v^2 and a v, padded
+// with zeros by the radius and `apart` from one to the next; kUnseen where the view shows nothing.
+// sums: [3, width], to work in.
+void unlikeness(const float* __restrict lines, int64_t apart, int64_t taps, int64_t width,
                 const float* __restrict share, const float* __restrict mean,
-                const float* __restrict deviation, const float* __restrict ok,
-                float floor, float* __restrict out) {
-  const float *s = sums, *ss = sums + width, *sa = sums + 2 * width;
-  for (int64_t x = 0; x < width; ++x) {
-    const float own = s[x] * share[x];
-    float variance = ss[x] * share[x] - own * own;
+                const float* __restrict deviation, const float* __restrict ok, float floor,
+                float* __restrict sums, float* __restrict out) {
+  auto cost = [=](int64_t x, float s, float ss, float sa) {
+    const float own = s * share[x];
+    float variance = ss * share[x] - own * own;
     variance = variance > 0 ? variance : 0;
-    float like =
-        (sa[x] * share[x] - mean[x] * own) / (deviation[x] * std::sqrt(variance) + floor);
+    float like = (sa * share[x] - mean[x] * own) / (deviation[x] * sqrtf(variance) + floor);
     like = like > -1.0f ? like : -1.0f;
     like = like < 1.0f ? like : 1.0f;
-    out[x] = ok[x] > 0 ? 1.0f - like : kUnseen;
+    return ok[x] > 0 ? 1.0f - like : kUnseen;
+  };
+  if (taps == 5) {
+    const float *s = lines, *ss = lines + apart, *sa = lines + 2 * apart;
+    for (int64_t x = 0; x < width; ++x)
+      out[x] = cost(x, s[x] + s[x + 1] + s[x + 2] + s[x + 3] + s[x + 4],
+                    ss[x] + ss[x + 1] + ss[x + 2] + ss[x + 3] + ss[x + 4],
+                    sa[x] + sa[x + 1] + sa[x + 2] + sa[x + 3] + sa[x + 4]);
+    return;
+  }
+  for (int64_t i = 0; i < 3; ++i) sum_columns(lines + i * apart, taps, width, sums + i * width);
+  const float *s = sums, *ss = sums + width, *sa = sums + 2 * width;
+  for (int64_t x = 0; x < width; ++x) out[x] = cost(x, s[x], ss[x], sa[x]);
+}
+
+// best_mean of a number of lines that the compiler knows, which then sorts in registers.
+template <int kCount, int kBest>
+void best_mean_of(const float* costs, int64_t width, uint8_t* out) {
+  for (int64_t x = 0; x < width; ++x) {
+    float least[kCount];
+#pragma GCC unroll 8
+    for (int j = 0; j < kCount; ++j) least[j] = costs[j * width + x];
+#pragma GCC unroll 8
+    for (int i = 0; i < kBest; ++i)
+#pragma GCC unroll 8
+      for (int j = kCount - 1; j > i; --j) {
+        const float a = least[j - 1], b = least[j];
+        least[j - 1] = a < b ? a : b;
+        least[j] = a < b ? b : a;
+      }
+    // The first is as it is: kUnseen becomes the greatest cost if none sees the place.
+    float sum = least[0], seeing = 1.0f;
+#pragma GCC unroll 8
+    for (int i = 1; i < kBest; ++i) {
+      sum += least[i] < kUnseen ? least[i] : 0.0f;
+      seeing += least[i] < kUnseen ? 1.0f : 0.0f;
+    }
+    const float mean = 127.5f * sum / seeing + 0.5f;
+    out[x] = static_cast<uint8_t>(static_cast<int>(mean < 255.0f ? mean : 255.0f));
   }
 }
 
@@ -141,6 +194,8 @@ void unlikeness(const float* __restrict sums, int64_t width,
 // seeing: [width], to work in.
 void best_mean(float* costs, int64_t count, int64_t best, int64_t width, float* __restrict seeing,
                uint8_t* out) {
+  if (count == 6 && best == 3) return best_mean_of<6, 3>(costs, width, out);
+  if (count == 4 && best == 2) return best_mean_of<4, 2>(costs, width, out);
   for (int64_t i = 0; i < best; ++i)
     for (int64_t j = count - 1; j > i; --j) {
       float *low = costs + (j - 1) * width, *high = costs + j * width;
