@@ -18,7 +18,15 @@ def seed_generators(seed: int, *counters: int) -> None:
     number = int(np.random.SeedSequence((seed, *counters)).generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)
-    torch.manual_seed(number)
+    seed_torch(number)
+
+
+def seed_torch(number: int) -> None:
+    """``torch.manual_seed``, which where no GPU is in use formats a stack trace at each call."""
+    if torch.cuda.is_initialized():
+        torch.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
 
 
 class Rest:

@@ -10,12 +10,13 @@ NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 
 def keep_rows(model: nn.Module, optimizer: Optimizer | None, mask: Tensor) -> None:
     """Leave only the Gaussians where ``mask`` [N] is true."""
+    rows = mask.nonzero().squeeze(1)
     # The data of a parameter are exchanged, not the parameter: the optimizer keeps its groups.
     for parameter in parameters(model).values():
         state = _state(optimizer, parameter)
         for key, moment in _moments(state, parameter).items():
-            state[key] = moment[mask]
-        parameter.data = parameter.data[mask]
+            state[key] = moment.index_select(0, rows)
+        parameter.data = parameter.data.index_select(0, rows)
         parameter.grad = None
 
 

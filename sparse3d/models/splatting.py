@@ -209,14 +209,13 @@ class SplattingModel(BaseModel):
         """What ``camera`` sees: [H, W, 3 or 4] rgb (and expected depth), [H, W] alpha, meta."""
         degree = self.degree() if degree is None else degree
         camera = camera.to(self.means.device)
-        colors = torch.cat([self.sh0, self.shN[:, : (degree + 1) ** 2 - 1]], 1)
         width, height = camera.size
         image, alpha, meta = rasterization(
             self.means,
             self.quats,
             self.scales.exp(),
             self.opacities.sigmoid(),
-            colors,
+            self.sh0,
             camera.world_to_cam[None].float(),
             camera.corner_K[None].float(),
             width,
@@ -227,6 +226,7 @@ class SplattingModel(BaseModel):
             render_mode=render_mode,
             rasterize_mode=self.mode,
             absgrad=self.training and self.strategy.absgrad,
+            shN=self.shN,
         )
         return image[0], alpha[0, ..., 0], meta
 

@@ -64,6 +64,7 @@ def rasterization(
     camera_model: str = "pinhole",
     segmented: bool = False,
     covars: Tensor | None = None,
+    shN: Tensor | None = None,
     **others,
 ) -> tuple[Tensor, Tensor, dict]:
     """Pictures of N Gaussians by C cameras; leading dimensions are independent batches.
@@ -89,6 +90,9 @@ def rasterization(
         rasterize_mode: 'antialiased' lowers opacities by what ``eps2d`` added.
         camera_model: 'pinhole', 'ortho' or 'fisheye' (equidistant).
         covars: [..., N, 3, 3] in place of ``quats`` and ``scales``.
+        shN: with ``sh_degree`` the coefficients but the constant ones, [..., N, K - 1, 3] or
+            [..., C, N, K - 1, 3]; ``colors`` are then the constant ones, [..., N, 1, 3] or
+            [..., C, N, 1, 3]. No copy of both is made; gsplat has no such argument.
         others: ``channel_chunk``, ``segmented`` and what ``CUDA_ONLY`` names mean something to
             gsplat on CUDA.
 
@@ -131,6 +135,14 @@ def _check(call: SimpleNamespace, others: dict) -> None:
             f"{tuple(cameras)} cameras it must be {(*rows, *tail)} or "
             f"{(*batch, *cameras, *rows[-1:], *tail)}"
         )
+    if call.shN is not None:
+        wanted = (*call.colors.shape[:-2], call.shN.shape[-2], 3)
+        if call.sh_degree is None or call.colors.shape[-2] != 1 or call.shN.shape != wanted:
+            raise ValueError(
+                f"shN have shape {tuple(call.shN.shape)}, colors {tuple(call.colors.shape)} and "
+                f"sh_degree is {call.sh_degree}; a degree, [..., N, K - 1, 3] and [..., N, 1, 3] "
+                "are needed"
+            )
     if call.covars is not None and call.covars.shape != (*rows, 3, 3):
         raise ValueError(f"covars have shape {tuple(call.covars.shape)}; it must be {rows} + 3, 3")
 
@@ -171,7 +183,7 @@ def _render(call: SimpleNamespace) -> tuple[Tensor, Tensor, dict]:
 
 
 def _refuse_not_finite(call: SimpleNamespace) -> None:
-    names = ("means", "opacities", "colors", "viewmats", "Ks", "backgrounds")
+    names = ("means", "opacities", "colors", "shN", "viewmats", "Ks", "backgrounds")
     names += ("quats", "scales") if call.covars is None else ("covars",)
     for name in names:
         value = getattr(call, name)
@@ -241,11 +253,16 @@ def _colors(call: SimpleNamespace, meta: dict) -> Tensor:
     batch, cameras = call.means.shape[:-2], call.viewmats.shape[-3]
     count = call.means.shape[-2]
     own = call.colors.dim() - len(batch) == (3 if call.sh_degree is None else 4)  # per camera
-    tail = call.colors.shape[len(batch) + 1 + own :]
-    colors = call.colors if own else call.colors.unsqueeze(len(batch))
     rows = (meta["batch_ids"], meta["camera_ids"], meta["gaussian_ids"])
-    if call.packed:
-        colors = _flat(call, colors)[rows[0], rows[1] if own else 0, rows[2]]
+
+    def per_image(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        x = x if own else x.unsqueeze(len(batch))
+        return _flat(call, x)[rows[0], rows[1] if own else 0, rows[2]] if call.packed else x
+
+    colors, shN = per_image(call.colors), per_image(call.shN)
+    tail = call.colors.shape[len(batch) + 1 + own :]
     if call.sh_degree is None:
         return colors if call.packed else colors.expand(*batch, cameras, count, *tail)
     centres = torch.linalg.inv(call.viewmats)[..., :3, 3]
@@ -254,7 +271,7 @@ def _colors(call: SimpleNamespace, meta: dict) -> Tensor:
     else:
         dirs = call.means[..., None, :, :] - centres[..., None, :]
     masks = (meta["radii"] > 0).all(-1)
-    return (spherical_harmonics(call.sh_degree, dirs, colors, masks) + 0.5).clamp(min=0)
+    return (spherical_harmonics(call.sh_degree, dirs, colors, masks, shN) + 0.5).clamp(min=0)
 
 
 def _list_tiles(call: SimpleNamespace, meta: dict, images: int) -> None:
@@ -281,10 +298,13 @@ def _list_tiles(call: SimpleNamespace, meta: dict, images: int) -> None:
 def _gsplat(call: SimpleNamespace) -> tuple[Tensor, Tensor, dict]:
     import gsplat
 
+    arguments = {name: value for name, value in vars(call).items() if name != "shN"}
+    if call.shN is not None:
+        arguments["colors"] = torch.cat([call.colors, call.shN], -2)
     if call.backgrounds is None or not call.packed:
-        return gsplat.rasterization(**vars(call))
+        return gsplat.rasterization(**arguments)
     # gsplat 1.5.3 refuses backgrounds of packed Gaussians, which change the colours only
-    arguments = vars(call) | {"backgrounds": None}
+    arguments["backgrounds"] = None
     picture, alphas, meta = gsplat.rasterization(**arguments)
     behind = call.backgrounds[..., None, None, :]
     if call.render_mode.startswith("RGB+"):

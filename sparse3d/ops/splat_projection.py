@@ -4,7 +4,6 @@ Names, arguments and numeric rules are those of gsplat 1.5.3.
 """
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -138,7 +137,11 @@ def fully_fused_projection_2dgs(
 
 
 def spherical_harmonics(
-    degrees_to_use: int, dirs: Tensor, coeffs: Tensor, masks: Tensor | None = None
+    degrees_to_use: int,
+    dirs: Tensor,
+    coeffs: Tensor,
+    masks: Tensor | None = None,
+    shN: Tensor | None = None,
 ) -> Tensor:
     """Evaluates spherical harmonics up to degree 4.
 
@@ -148,6 +151,8 @@ def spherical_harmonics(
         coeffs: [..., K, 3]; of its leading dimensions all but the last may be 1 where those of
             ``dirs`` are not: one set for all.
         masks: [...] bool; False gives 0 and no gradient.
+        shN: [..., K - 1, 3] the coefficients but the constant ones, which then are ``coeffs``
+            [..., 1, 3]: as models hold them, without a copy of both in one.
 
     Returns:
         [..., 3]
@@ -155,22 +160,33 @@ def spherical_harmonics(
     Raises:
         ValueError: the degree is not 0 .. 4 or more than the coefficients allow.
     """
-    if degrees_to_use not in range(5) or (degrees_to_use + 1) ** 2 > coeffs.shape[-2]:
+    parts = [coeffs] if shN is None else [coeffs, shN]
+    terms = sum(part.shape[-2] for part in parts)
+    if degrees_to_use not in range(5) or (degrees_to_use + 1) ** 2 > terms:
         raise ValueError(
             f"degree {degrees_to_use} of spherical harmonics needs {(degrees_to_use + 1) ** 2} "
             f"coefficients and must be 0..4; coeffs have shape {tuple(coeffs.shape)}"
+            + ("" if shN is None else f" and shN {tuple(shN.shape)}")
+        )
+    if shN is not None and (coeffs.shape[-2] != 1 or shN.shape[:-2] != coeffs.shape[:-2]):
+        raise ValueError(
+            f"coeffs have shape {tuple(coeffs.shape)} and shN {tuple(shN.shape)}; beside shN, "
+            "coeffs hold the constant ones alone: [..., 1, 3] and [..., K - 1, 3] are needed"
         )
     lead = dirs.shape[:-1]
     images, shared = math.prod(lead[:-1]), math.prod(coeffs.shape[:-3])
-    if coeffs.shape[-1] != 3 or coeffs.shape[-3:-2] != lead[-1:] or shared not in (1, images):
-        raise ValueError(
-            f"coeffs have shape {tuple(coeffs.shape)} and dirs {tuple(dirs.shape)}; "
-            f"{(*lead, '(degree + 1)^2 or more', 3)} is needed, or 1 for leading dimensions"
-        )
+    for part in parts:
+        if part.shape[-1] != 3 or part.shape[-3:-2] != lead[-1:] or shared not in (1, images):
+            raise ValueError(
+                f"coeffs have shape {tuple(part.shape)} and dirs {tuple(dirs.shape)}; "
+                f"{(*lead, '(degree + 1)^2 or more', 3)} is needed, or 1 for leading dimensions"
+            )
     rows = dirs.reshape(images, *lead[-1:], 3)
-    sets = coeffs.reshape(shared, *coeffs.shape[-3:])
+    sets = [part.reshape(shared, *part.shape[-3:]) for part in parts]
     seen = None if masks is None else masks.reshape(rows.shape[:2])
-    return _harmonics(rows, sets, seen, degrees_to_use).reshape(dirs.shape)
+    return _harmonics(
+        rows, sets[0], sets[1] if shN is not None else None, seen, degrees_to_use
+    ).reshape(dirs.shape)
 
 
 def check_projection(means, covars, quats, scales, viewmats, Ks, opacities, camera_model) -> None:
@@ -276,26 +292,33 @@ _project.register_autograd(_backward, setup_context=_setup)
 
 
 @torch.library.custom_op("sparse3d::splat_harmonics", mutates_args=())
-def _harmonics(dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int) -> Tensor:
-    return backend.choose(HARMONICS, dirs)(*_contiguous(dirs, coeffs, masks), degree)
+def _harmonics(
+    dirs: Tensor, coeffs: Tensor, rest: Tensor | None, masks: Tensor | None, degree: int
+) -> Tensor:
+    return backend.choose(HARMONICS, dirs)(*_contiguous(dirs, coeffs, rest, masks), degree)
 
 
 @_harmonics.register_fake
-def _(dirs, coeffs, masks, degree):
+def _(dirs, coeffs, rest, masks, degree):
     return torch.empty_like(dirs)
 
 
 @torch.library.custom_op("sparse3d::splat_harmonics_gradient", mutates_args=())
 def _harmonics_gradient(
-    grad: Tensor, dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor,
+    dirs: Tensor,
+    coeffs: Tensor,
+    rest: Tensor | None,
+    masks: Tensor | None,
+    degree: int,
+) -> list[Tensor]:
     kernel = backend.choose(HARMONICS_GRADIENT, dirs)
-    return kernel(*_contiguous(grad, dirs, coeffs, masks), degree)
+    return kernel(*_contiguous(grad, dirs, coeffs, rest, masks), degree)
 
 
 @_harmonics_gradient.register_fake
-def _(grad, dirs, coeffs, masks, degree):
-    return torch.empty_like(dirs), torch.empty_like(coeffs)
+def _(grad, dirs, coeffs, rest, masks, degree):
+    return [torch.empty_like(x) for x in (dirs, coeffs, rest) if x is not None]
 
 
 def _setup_harmonics(ctx, inputs, output):
@@ -304,7 +327,8 @@ def _setup_harmonics(ctx, inputs, output):
 
 
 def _backward_harmonics(ctx, grad):
-    return *_harmonics_gradient(grad, *ctx.saved_tensors, ctx.degree), None, None
+    found = _harmonics_gradient(grad, *ctx.saved_tensors, ctx.degree)
+    return *found, *[None] * (5 - len(found))
 
 
 _harmonics.register_autograd(_backward_harmonics, setup_context=_setup_harmonics)
@@ -375,41 +399,66 @@ def _native_project_gradient(*arguments) -> list[Tensor]:
     return [x for x in found if x is not None]
 
 
-def _reference_harmonics(dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int) -> Tensor:
-    colors = reference.harmonics(degree, dirs, coeffs)
+def _reference_harmonics(
+    dirs: Tensor, coeffs: Tensor, rest: Tensor | None, masks: Tensor | None, degree: int
+) -> Tensor:
+    both = coeffs if rest is None else torch.cat([coeffs, rest], -2)
+    colors = reference.harmonics(degree, dirs, both)
     return colors if masks is None else torch.where(masks[..., None], colors, 0)
 
 
 def _reference_harmonics_gradient(
-    grad: Tensor, dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int
-) -> tuple[Tensor, Tensor]:
-    evaluate = partial(_reference_harmonics, masks=masks, degree=degree)
-    return torch.func.vjp(evaluate, dirs, coeffs)[1](grad)
+    grad: Tensor,
+    dirs: Tensor,
+    coeffs: Tensor,
+    rest: Tensor | None,
+    masks: Tensor | None,
+    degree: int,
+) -> list[Tensor]:
+    def evaluate(*given: Tensor) -> Tensor:
+        return _reference_harmonics(*[*given, None][:3], masks, degree)
+
+    given = [x for x in (dirs, coeffs, rest) if x is not None]
+    # Clones: the parts of a cut tensor are views of it, which an operator may not give.
+    return [x.clone() for x in torch.func.vjp(evaluate, *given)[1](grad)]
 
 
-def _native_harmonics(dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int) -> Tensor:
+def _native_harmonics(
+    dirs: Tensor, coeffs: Tensor, rest: Tensor | None, masks: Tensor | None, degree: int
+) -> Tensor:
     if dirs.dtype != torch.float32:
-        return _reference_harmonics(dirs, coeffs, masks, degree)
+        return _reference_harmonics(dirs, coeffs, rest, masks, degree)
     colors = torch.empty_like(dirs)
-    sizes = (*dirs.shape[:2], coeffs.shape[2], degree, len(coeffs) < len(dirs))
-    tensors = (dirs, coeffs, masks)
-    native.call("s3d_splat_harmonics", *tensors, *sizes, colors, cpu_level(), native.threads())
+    native.call(
+        "s3d_splat_harmonics",
+        *(dirs, coeffs, rest, masks, *_harmonics_sizes(dirs, coeffs, rest, degree)),
+        *(colors, cpu_level(), native.threads()),
+    )
     return colors
 
 
 def _native_harmonics_gradient(
-    grad: Tensor, dirs: Tensor, coeffs: Tensor, masks: Tensor | None, degree: int
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor,
+    dirs: Tensor,
+    coeffs: Tensor,
+    rest: Tensor | None,
+    masks: Tensor | None,
+    degree: int,
+) -> list[Tensor]:
     if dirs.dtype != torch.float32:
-        return _reference_harmonics_gradient(grad, dirs, coeffs, masks, degree)
-    found = (torch.empty_like(dirs), torch.empty_like(coeffs))
+        return _reference_harmonics_gradient(grad, dirs, coeffs, rest, masks, degree)
+    found = [None if x is None else torch.empty_like(x) for x in (dirs, coeffs, rest)]
     native.call(
         "s3d_splat_harmonics_gradient",
-        *(grad, dirs, coeffs, masks),
-        *(*dirs.shape[:2], coeffs.shape[2], degree, len(coeffs) < len(dirs)),
+        *(grad, dirs, coeffs, rest, masks, *_harmonics_sizes(dirs, coeffs, rest, degree)),
         *(*found, cpu_level(), native.threads()),
     )
-    return found
+    return [x for x in found if x is not None]
+
+
+def _harmonics_sizes(dirs: Tensor, coeffs: Tensor, rest: Tensor | None, degree: int) -> tuple:
+    others = 0 if rest is None else rest.shape[2]
+    return (*dirs.shape[:2], coeffs.shape[2], others, degree, len(coeffs) < len(dirs))
 
 
 def cpu_level() -> int:

@@ -93,6 +93,23 @@ def test_harmonics_and_camera_models_agree_with_the_definition(degree, model):
 
 
 @each
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_coefficients_in_two_tensors_are_those_in_one(packed, implementation):
+    joined = _harmonics(scene(50), 2) | {"packed": packed}
+    first, others = joined["colors"].split([1, 8], 1)
+    names = (*LEAVES, "shN")
+    expected, found = (
+        _render(arguments, implementation, names)
+        for arguments in (joined, joined | {"colors": first, "shN": others})
+    )
+    expected[2]["shN"] = expected[2]["colors"][:, 1:]
+    expected[2]["colors"] = expected[2]["colors"][:, :1]
+    _agree(found, expected, 1e-6)
+    with pytest.raises(ValueError, match=r"shN have shape \(50, 8, 3\), colors \(50, 9, 3\)"):
+        _render(joined | {"shN": others}, implementation, names)
+
+
+@each
 def test_packed_dense_and_sparse_gradients_are_the_same(implementation):
     dense = _harmonics(scene(50), 2) | {"packed": False, "absgrad": True}
     dense["means"][:9, 2] = -3

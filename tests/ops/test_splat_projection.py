@@ -202,6 +202,38 @@ def test_one_set_of_coefficients_serves_all_pictures(degree, implementation):
 
 
 @each
+@pytest.mark.parametrize("degree", range(5))
+@pytest.mark.parametrize("sets", [1, 2])
+def test_constant_coefficients_may_be_apart_from_the_others(degree, sets, implementation):
+    g = torch.Generator().manual_seed(degree)
+    dirs = torch.randn(2, 37, 3, generator=g)
+    coeffs = torch.randn(sets, 37, 25, 3, generator=g)
+    masks, w = torch.rand(2, 37, generator=g) < 0.8, torch.randn(2, 37, 3, generator=g)
+    leaves = [x.clone().requires_grad_() for x in (dirs, coeffs)]
+    apart = [x.clone().requires_grad_() for x in (dirs, coeffs[:, :, :1], coeffs[:, :, 1:])]
+    with backend.forced("reference"):
+        expected = spherical_harmonics(degree, *leaves, masks)
+        wanted = torch.autograd.grad(expected, leaves, w)
+    with backend.forced(implementation):
+        found = spherical_harmonics(degree, *apart[:2], masks, apart[2])
+        grads = torch.autograd.grad(found, apart, w)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for a, b in zip((grads[0], torch.cat(grads[1:], 2)), wanted):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernel_does_not_look_at_what_is_masked():
+    dirs, coeffs = torch.randn(1, 20, 3), torch.randn(1, 20, 9, 3)
+    dirs[0, 3], coeffs[0, 7] = torch.nan, torch.inf
+    masks = torch.ones(1, 20, dtype=torch.bool)
+    masks[0, [3, 7]] = False
+    leaves = [x.requires_grad_() for x in (dirs, coeffs)]
+    colors = spherical_harmonics(2, *leaves, masks)
+    for x in (colors, *torch.autograd.grad(colors.sum(), leaves)):
+        assert x.isfinite().all() and not x[~masks].any()
+
+
+@each
 def test_degenerate_gaussians_are_not_seen(implementation):
     given = scene(6, 1)
     given["scales"][0] = 1e25  # overflows in the picture
@@ -237,3 +269,5 @@ def test_shapes_and_names_that_do_not_fit_are_refused(implementation):
             fully_fused_projection(tensors[0], None, None, *tensors[2:], 45, 35)
         with pytest.raises(ValueError, match=r"degree 2 .* needs 9"):
             spherical_harmonics(2, tensors[0], torch.zeros(3, 4, 3))
+        with pytest.raises(ValueError, match=r"shN \(2, 3, 3\); beside shN"):
+            spherical_harmonics(1, tensors[0], torch.zeros(3, 1, 3), shN=torch.zeros(2, 3, 3))

@@ -18,6 +18,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 
 import sparse3d.engine  # noqa: F401  registers what the configs name
 from sparse3d.datasets.views import VIEW, ViewDataset
+from sparse3d.engine.loops import seed_torch
 from sparse3d.engine.runner import load_config
 from sparse3d.evaluation.images import psnr, similarity
 from sparse3d.models.splatting import SplattingModel
@@ -98,7 +99,7 @@ class Contest:
             left = (self.budget - self.spent) / (self.stepping / step if step else self.one_pass())
             self.model.steps = step + max(round(left), 1)
             stepping = clock()
-            torch.manual_seed(1_000_003 * self.seed + step)
+            seed_torch(1_000_003 * self.seed + step)
             if not self.order:
                 self.order = torch.randperm(len(self.views)).tolist()
             self.model.train_step(collate([self.views[self.order.pop()]]), self.optimizer)

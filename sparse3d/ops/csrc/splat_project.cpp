@@ -85,13 +85,26 @@ EXPORT int64_t s3d_splat_project_gradient(
 constexpr int64_t HARMONICS_CHUNK = 1024;
 
 // dirs [images, count, 3], coeffs [images, count, terms, 3] or, shared, [count, terms, 3], masks
-// [images, count] or null -> colors as dirs.
-EXPORT int64_t s3d_splat_harmonics(const float* dirs, const float* coeffs, const uint8_t* masks,
-                                   int64_t images, int64_t count, int64_t terms, int64_t degree,
-                                   int64_t shared, float* colors, int64_t level, int64_t threads) {
+// [images, count] or null -> colors as dirs. rest: null, or the coefficients but the constant ones,
+// [.., count, others, 3]; terms is then 1.
+static HarmonicsCall harmonics_call(const float* dirs, const float* coeffs, const float* rest,
+                                    const uint8_t* masks, int64_t images, int64_t count,
+                                    int64_t terms, int64_t others, int64_t degree,
+                                    int64_t shared) {
   HarmonicsCall q = {};
-  q.dirs = dirs, q.coeffs = coeffs, q.masks = masks, q.images = images, q.count = count;
-  q.terms = terms, q.degree = degree, q.shared = shared, q.colors = colors;
+  q.dirs = dirs, q.first = coeffs, q.rest = rest ? rest : coeffs + 3, q.masks = masks;
+  q.images = images, q.count = count, q.apart = 3 * terms, q.others = rest ? others : terms - 1;
+  q.others_apart = 3 * (rest ? others : terms), q.degree = degree, q.shared = shared;
+  return q;
+}
+
+EXPORT int64_t s3d_splat_harmonics(const float* dirs, const float* coeffs, const float* rest,
+                                   const uint8_t* masks, int64_t images, int64_t count,
+                                   int64_t terms, int64_t others, int64_t degree, int64_t shared,
+                                   float* colors, int64_t level, int64_t threads) {
+  HarmonicsCall q =
+      harmonics_call(dirs, coeffs, rest, masks, images, count, terms, others, degree, shared);
+  q.colors = colors;
   const int64_t chunks = (count + HARMONICS_CHUNK - 1) / HARMONICS_CHUNK, tasks = images * chunks;
   const int chosen = best_level(level);
 #pragma omp parallel for num_threads(useful_threads(threads, tasks, 2)) schedule(dynamic, 1)
@@ -103,16 +116,16 @@ EXPORT int64_t s3d_splat_harmonics(const float* dirs, const float* coeffs, const
   return 0;
 }
 
-// The gradient of the above: grad as colors -> d_dirs as dirs, d_coeffs as coeffs.
+// The gradient of the above: grad as colors -> d_dirs as dirs, d_coeffs as coeffs, d_rest as rest.
 EXPORT int64_t s3d_splat_harmonics_gradient(const float* grad, const float* dirs,
-                                            const float* coeffs, const uint8_t* masks,
-                                            int64_t images, int64_t count, int64_t terms,
-                                            int64_t degree, int64_t shared, float* d_dirs,
-                                            float* d_coeffs, int64_t level, int64_t threads) {
-  HarmonicsCall q = {};
-  q.grad = grad, q.dirs = dirs, q.coeffs = coeffs, q.masks = masks, q.images = images;
-  q.count = count, q.terms = terms, q.degree = degree, q.shared = shared;
-  q.d_dirs = d_dirs, q.d_coeffs = d_coeffs;
+                                            const float* coeffs, const float* rest,
+                                            const uint8_t* masks, int64_t images, int64_t count,
+                                            int64_t terms, int64_t others, int64_t degree,
+                                            int64_t shared, float* d_dirs, float* d_coeffs,
+                                            float* d_rest, int64_t level, int64_t threads) {
+  HarmonicsCall q =
+      harmonics_call(dirs, coeffs, rest, masks, images, count, terms, others, degree, shared);
+  q.grad = grad, q.d_dirs = d_dirs, q.d_first = d_coeffs, q.d_rest = rest ? d_rest : d_coeffs + 3;
   const int64_t chunks = (count + HARMONICS_CHUNK - 1) / HARMONICS_CHUNK;
   const int chosen = best_level(level);
 #pragma omp parallel for num_threads(useful_threads(threads, chunks, 2)) schedule(dynamic, 1)

@@ -22,8 +22,10 @@ struct ProjectCall {
 };
 
 struct HarmonicsCall {
-  const float *dirs, *coeffs, *grad;  // [images, count, 3], [images or 1, count, terms, 3], as dirs
-  const uint8_t* masks;               // [images, count] or null
-  int64_t images, count, terms, degree, shared;  // shared: one set of coefficients for all images
-  float *colors, *d_dirs, *d_coeffs;
+  // [images, count, 3], as dirs; [images or 1, count, ...]: 3 of the constant coefficient, and 3 times
+  // `others` of the rest, rows `apart` and `others_apart` floats from one to the next
+  const float *dirs, *grad, *first, *rest;
+  const uint8_t* masks;  // [images, count] or null
+  int64_t images, count, apart, others, others_apart, degree, shared;
+  float *colors, *d_dirs, *d_first, *d_rest;  // shared: one set of coefficients for all images
 };

@@ -400,55 +400,129 @@ INLINE Lanes to_unit(Lanes* d) {
   return per;
 }
 
-INLINE bool shown(const HarmonicsCall& q, int64_t at) { return !q.masks || q.masks[at]; }
+template <int S>
+INLINE void exchange(Lanes* m) {
+  Mask low, high;
+  for (int l = 0; l < L; l++) {
+    low[l] = l & S ? L + l - S : l;
+    high[l] = l & S ? L + l : l + S;
+  }
+  for (int i = 0; i < L; i++)
+    if (!(i & S)) {
+      const Lanes a = m[i], b = m[i + S];
+      m[i] = __builtin_shuffle(a, b, low), m[i + S] = __builtin_shuffle(a, b, high);
+    }
+}
+
+// Lane l of vector k becomes lane k of vector l.
+INLINE void transpose(Lanes* m) {
+  exchange<1>(m);
+  exchange<2>(m);
+  if (L > 4) exchange<(L > 4 ? 4 : 1)>(m);
+  if (L > 8) exchange<(L > 8 ? 8 : 1)>(m);
+}
+
+constexpr int64_t MOST_OTHERS = 24;
+
+// `columns` floats of each of n rows, `apart` floats from one to the next: out[k][l] is number k of row l.
+INLINE void load_rows(const float* rows, int64_t apart, int64_t n, int64_t columns, Lanes* out) {
+  if (n < L || columns < L) {
+    for (int64_t k = 0; k < columns; k++)
+      out[k] = each([&](int l) { return rows[(l < n ? l : n - 1) * apart + k]; });
+    return;
+  }
+  for (int64_t k = 0; k < columns; k += L) {
+    const int64_t from = std::min(k, columns - L);  // the last block overlaps the one before
+    Lanes block[L];
+    for (int l = 0; l < L; l++) memcpy(block + l, rows + l * apart + from, sizeof(Lanes));
+    transpose(block);
+    memcpy(out + from, block, sizeof block);
+  }
+}
+
+INLINE void store_rows(float* rows, int64_t apart, int64_t n, int64_t columns, const Lanes* in) {
+  if (n < L || columns < L) {
+    for (int64_t k = 0; k < columns; k++)
+      for (int64_t l = 0; l < n; l++) rows[l * apart + k] = in[k][l];
+    return;
+  }
+  for (int64_t k = 0; k < columns; k += L) {
+    const int64_t from = std::min(k, columns - L);
+    Lanes block[L];
+    memcpy(block, in + from, sizeof block);
+    transpose(block);
+    for (int l = 0; l < L; l++) memcpy(rows + l * apart + from, block + l, sizeof(Lanes));
+  }
+}
+
+// All ones where a row is to be shown.
+INLINE Mask shown(const HarmonicsCall& q, int64_t at, int64_t n) {
+  Mask out = {};
+  for (int l = 0; l < n; l++) out[l] = !q.masks || q.masks[at + l] ? -1 : 0;
+  return out;
+}
 
 static void harmonics(const HarmonicsCall& q, int64_t image, int64_t first, int64_t end) {
-  const int64_t used = (q.degree + 1) * (q.degree + 1);
+  const int64_t columns = 3 * ((q.degree + 1) * (q.degree + 1) - 1);
   for (int64_t i = first; i < end; i += L) {
     const int64_t n = std::min<int64_t>(L, end - i), at = image * q.count + i;
-    Lanes d[3], b[25];
+    const int64_t row = (q.shared ? 0 : image * q.count) + i;
+    Lanes d[3], b[25], c[3 * MOST_OTHERS], sum[3];
     load<3>(q.dirs + 3 * at, n, d);
     to_unit(d);
     bases(q.degree, d[0], d[1], d[2], b);
-    for (int64_t l = 0; l < n; l++) {
-      const float* c = q.coeffs + ((q.shared ? 0 : image * q.count) + i + l) * q.terms * 3;
-      float sum[3] = {0, 0, 0};
-      if (shown(q, at + l))
-        for (int64_t k = 0; k < used; k++)
-          for (int j = 0; j < 3; j++) sum[j] += ((const float*)(b + k))[l] * c[3 * k + j];
-      for (int j = 0; j < 3; j++) q.colors[3 * (at + l) + j] = sum[j];
-    }
+    load_rows(q.first + row * q.apart, q.apart, n, 3, sum);
+    load_rows(q.rest + row * q.others_apart, q.others_apart, n, columns, c);
+    for (int j = 0; j < 3; j++) sum[j] *= b[0];
+    for (int64_t k = 0; k < columns; k += 3)
+      for (int j = 0; j < 3; j++) sum[j] += b[1 + k / 3] * c[k + j];
+    const Mask seen = shown(q, at, n);
+    for (int j = 0; j < 3; j++) sum[j] = keep(seen, sum[j]);
+    store<3>(q.colors + 3 * at, n, sum);
   }
 }
 
 static void harmonics_gradient(const HarmonicsCall& q, int64_t image, int64_t first, int64_t end) {
-  const int64_t used = (q.degree + 1) * (q.degree + 1);
+  const int64_t columns = 3 * ((q.degree + 1) * (q.degree + 1) - 1);
   for (int64_t i = first; i < end; i += L) {
     const int64_t n = std::min<int64_t>(L, end - i), at = image * q.count + i;
-    Lanes d[3], db[25] = {};
+    const int64_t row = (q.shared ? 0 : image * q.count) + i;
+    Lanes d[3], g[3], c[3 * MOST_OTHERS], dc[3 * MOST_OTHERS], d_first[3], out[3] = {};
     Dual b[25];
     load<3>(q.dirs + 3 * at, n, d);
+    const Mask seen = shown(q, at, n);  // whatever else is in these rows, NaN too, says nothing
+    for (int j = 0; j < 3; j++) d[j] = keep(seen, d[j]);
     const Lanes per = to_unit(d), one = spread(1.f), zero = spread(0.f);
     bases(q.degree, Dual{d[0], {one, zero, zero}}, Dual{d[1], {zero, one, zero}},
           Dual{d[2], {zero, zero, one}}, b);
-    for (int64_t l = 0; l < n; l++) {
-      const int64_t row = (q.shared ? 0 : image * q.count) + i + l;
-      const float *c = q.coeffs + row * q.terms * 3, *g = q.grad + 3 * (at + l);
-      float* dc = q.d_coeffs + row * q.terms * 3;
-      const bool adds = q.shared && image > 0;
-      if (!adds) memset(dc, 0, sizeof(float) * 3 * q.terms);
-      if (!shown(q, at + l)) continue;
-      for (int64_t k = 0; k < used; k++) {
-        const float basis = ((const float*)&b[k].v)[l];
-        for (int j = 0; j < 3; j++) dc[3 * k + j] += basis * g[j];
-        ((float*)(db + k))[l] = c[3 * k] * g[0] + c[3 * k + 1] * g[1] + c[3 * k + 2] * g[2];
+    load<3>(q.grad + 3 * at, n, g);
+    for (int j = 0; j < 3; j++) g[j] = keep(seen, g[j]);
+    load_rows(q.rest + row * q.others_apart, q.others_apart, n, columns, c);
+    for (int j = 0; j < 3; j++) d_first[j] = b[0].v * g[j];
+    for (int64_t k = 0; k < columns; k += 3) {
+      const Dual& basis = b[1 + k / 3];
+      const Lanes pull = c[k] * g[0] + c[k + 1] * g[1] + c[k + 2] * g[2];
+      for (int j = 0; j < 3; j++) {
+        dc[k + j] = basis.v * g[j];
+        out[j] += pull * basis.d[j];
       }
     }
-    Lanes out[3] = {};
-    for (int64_t k = 0; k < used; k++)
-      for (int j = 0; j < 3; j++) out[j] += db[k] * b[k].d[j];
+    float *to_first = q.d_first + row * q.apart, *to_rest = q.d_rest + row * q.others_apart;
+    if (q.shared && image > 0) {
+      Lanes before[3 * MOST_OTHERS];
+      load_rows(to_first, q.apart, n, 3, before);
+      for (int j = 0; j < 3; j++) d_first[j] += before[j];
+      load_rows(to_rest, q.others_apart, n, columns, before);
+      for (int64_t k = 0; k < columns; k++) dc[k] += before[k];
+    } else {
+      for (int64_t l = 0; l < n; l++)
+        memset(to_rest + l * q.others_apart + columns, 0,
+               sizeof(float) * (3 * q.others - columns));
+    }
+    store_rows(to_first, q.apart, n, 3, d_first);
+    store_rows(to_rest, q.others_apart, n, columns, dc);
     const Lanes along = d[0] * out[0] + d[1] * out[1] + d[2] * out[2];
-    for (int j = 0; j < 3; j++) out[j] = (out[j] - d[j] * along) * per;
+    for (int j = 0; j < 3; j++) out[j] = keep(seen, (out[j] - d[j] * along) * per);
     store<3>(q.d_dirs + 3 * at, n, out);
   }
 }
