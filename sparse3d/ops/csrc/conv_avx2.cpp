@@ -18,6 +18,7 @@ struct Vec {
   using Index = __m256i;
   static constexpr int WIDTH = 8, MAX_NV = 2, SINGLES = 1;
   static constexpr int rows(int nv) { return nv == 1 ? 12 : 6; }
+  static constexpr int steps(int) { return 8; }
   static constexpr int channels(int nv) { return nv == 1 ? 8 : 4; }
   static Mask mask(int lanes) {
     const __m256i count = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -10,6 +10,7 @@ struct Avx512 {
   using Index = __m512i;
   static constexpr int WIDTH = 16, MAX_NV = 4, SINGLES = 1;
   static constexpr int rows(int nv) { return nv == 1 ? 14 : nv == 2 ? 12 : nv == 3 ? 8 : 6; }
+  static constexpr int steps(int nv) { return nv > 2 ? 2 : 4; }
   static constexpr int channels(int nv) { return nv == 1 ? 16 : nv == 4 ? 4 : 8; }
   static Mask mask(int lanes) { return (Mask)((1u << lanes) - 1); }
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }

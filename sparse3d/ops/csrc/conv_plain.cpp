@@ -10,6 +10,7 @@ struct Vec {
   using Mask = int;  // the number of lanes
   static constexpr int WIDTH = 4, MAX_NV = 2, SINGLES = 1;
   static constexpr int rows(int nv) { return nv == 1 ? 8 : 4; }
+  static constexpr int steps(int) { return 4; }
   static constexpr int channels(int nv) { return nv == 1 ? 8 : 4; }
   static Mask mask(int lanes) { return lanes; }
   static Reg load(const float* p) {
