@@ -164,7 +164,8 @@ class SparseVoxels:
             rule = "sum" if duplicates == "error" else duplicates
             features = segment_reduce(features, inverse, unique.shape[0], rule)
         elif duplicates == "first" or len(unique) == len(coords):
-            features = features.index_select(0, first)
+            exact = not features.is_floating_point()  # only floats pass through segment_expand
+            features = features[first] if exact else segment_expand(features, first)
         elif duplicates == "error":
             counts = torch.bincount(inverse)
             cell = tuple(unique[counts > 1][0].tolist())

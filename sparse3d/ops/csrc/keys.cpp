@@ -62,6 +62,8 @@ struct Numbers {
   }
 };
 
+constexpr int64_t kAhead = 16;  // rows whose memory is asked for before it is written
+
 template <int kColumns>
 int64_t sort_rows(const int32_t* coords, int64_t n, int32_t* unique, int64_t* first, int64_t* inverse,
                   int64_t threads) {
@@ -98,7 +100,7 @@ int64_t sort_rows(const int32_t* coords, int64_t n, int32_t* unique, int64_t* fi
     const int64_t begin = n * self / count, end = n * (self + 1) / count;
     const auto is_new = [&](int64_t i) { return !i || sorted.key(i) != sorted.key(i - 1); };
     int64_t found = 0;
-    for (int64_t i = begin; i < end; i++) found += is_new(i);
+    for (int64_t i = begin; i < end && count > 1; i++) found += is_new(i);
     before[self + 1] = found;
 #pragma omp barrier
 #pragma omp single
@@ -106,6 +108,7 @@ int64_t sort_rows(const int32_t* coords, int64_t n, int32_t* unique, int64_t* fi
     found = before[self];
     for (int64_t i = begin; i < end; i++) {
       const int64_t row = sorted.row(i);
+      __builtin_prefetch(inverse + sorted.row(std::min(i + kAhead, end - 1)), 1);
       if (is_new(i)) {
         int32_t* const to = unique + found * kColumns;
         if (numbers.readable)
@@ -116,6 +119,7 @@ int64_t sort_rows(const int32_t* coords, int64_t n, int32_t* unique, int64_t* fi
       }
       inverse[row] = found - 1;
     }
+    if (count == 1) before[team] = found;
   }
   return before[team];
 }

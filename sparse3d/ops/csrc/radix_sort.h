@@ -12,7 +12,8 @@
 
 namespace radix {
 
-constexpr int kMostBits = 11;
+// Bits of a pass: counts of this many digits must not cost more than the items.
+constexpr int most_bits(int64_t n) { return n >> 16 ? 13 : 11; }
 
 struct Item {
   uint64_t key;
@@ -29,7 +30,7 @@ inline uint64_t digits(uint64_t item) { return item; }
 // result lies in `to` rather than in `from`.
 template <class T>
 bool sort(T* from, T* to, int64_t n, int low, int bits, int64_t threads) {
-  const int passes = (bits + kMostBits - 1) / kMostBits;
+  const int most = most_bits(n), passes = (bits + most - 1) / most;
   if (n < 2 || passes == 0) return false;
   const int width = (bits + passes - 1) / passes, values = 1 << width;
   const int team = useful_threads(threads, n, 1 << 13);

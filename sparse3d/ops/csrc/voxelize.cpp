@@ -203,19 +203,26 @@ EXPORT int64_t s3d_segment_max(const float* values, const int64_t* index, int64_
   return 0;
 }
 
+constexpr int64_t kAhead = 24;  // rows whose memory is asked for before they are read
+
 // Gradient of a sum or mean: the segment's gradient, times 1 / count where counts are given.
 EXPORT int64_t s3d_segment_spread(const float* grad, const int64_t* index, const int64_t* counts,
                                   int64_t n, int64_t channels, float* out, int64_t threads) {
 #pragma omp parallel for num_threads(useful_threads(threads, n * channels, 1 << 15)) schedule(static)
   for (int64_t i = 0; i < n; ++i) {
     float* row = out + i * channels;
+    const int64_t coming = index[std::min(i + kAhead, n - 1)];
+    __builtin_prefetch(grad + std::max<int64_t>(coming, 0) * channels);
     if (index[i] < 0) {
       std::fill(row, row + channels, 0.0f);
       continue;
     }
     const float* from = grad + index[i] * channels;
     const float divisor = counts ? (float)std::max<int64_t>(counts[index[i]], 1) : 1.0f;
-    for (int64_t c = 0; c < channels; ++c) row[c] = from[c] / divisor;
+    if (divisor == 1)
+      std::copy(from, from + channels, row);
+    else
+      for (int64_t c = 0; c < channels; ++c) row[c] = from[c] / divisor;
   }
   return 0;
 }
