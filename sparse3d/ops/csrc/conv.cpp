@@ -3,6 +3,7 @@
 // Outputs are processed in blocks owned by one thread, all offsets inside: nothing is scattered, and no
 // result depends on the number of threads.
 #include "conv.h"
+#include "kernel_map.h"
 
 #include <omp.h>
 #include <string.h>
@@ -28,6 +29,17 @@ static const ConvKernels& conv_kernels(int64_t level, const ConvCall& q, bool gr
   return tiles ? conv_amx_float : conv_kernels(level);
 }
 
+// Counts rows that are not negative; highest: of these, and of what it was.
+S3D_CLONES static int32_t count_rows(const int32_t* row_of, int64_t n, int32_t* highest) {
+  int32_t count = 0, most = *highest;
+  for (int64_t j = 0; j < n; j++) {
+    count += row_of[j] >= 0;
+    most = row_of[j] > most ? row_of[j] : most;
+  }
+  *highest = most;
+  return count;
+}
+
 // Counts the pairs of table [offsets, n_out] (the input row, negative where none) into
 // starts[1 + list]. Returns the largest row named, -1 where there is none.
 EXPORT int64_t s3d_conv_pairs_count(const int32_t* table, int64_t offsets, int64_t n_out, int64_t block,
@@ -38,15 +50,8 @@ EXPORT int64_t s3d_conv_pairs_count(const int32_t* table, int64_t offsets, int64
 #pragma omp parallel for num_threads(useful_threads(threads, blocks, 1)) reduction(max : highest)
   for (int64_t b = 0; b < blocks; b++)
     for (int64_t k = 0; k < offsets; k++) {
-      const int32_t* row_of = table + k * n_out + b * block;
       const int64_t len = std::min(block, n_out - b * block);
-      int32_t n = 0, most = -1;
-      for (int64_t j = 0; j < len; j++) {
-        n += row_of[j] >= 0;
-        most = std::max(most, row_of[j]);
-      }
-      starts[1 + b * offsets + k] = n;
-      highest = std::max(highest, most);
+      starts[1 + b * offsets + k] = count_rows(table + k * n_out + b * block, len, &highest);
     }
   for (int64_t i = 0; i < blocks * offsets; i++) starts[1 + i] += starts[i];
   return highest;

@@ -34,7 +34,7 @@ void with_bits(const Work& work) {
 }
 #endif
 
-constexpr int64_t kChunk = 128;  // columns that a thread takes at once
+constexpr int64_t kChunk = 512;  // columns that a thread takes at once
 
 static S3D_INLINE uint64_t below(int64_t bit) { return ((uint64_t)1 << (bit & 63)) - 1; }
 
