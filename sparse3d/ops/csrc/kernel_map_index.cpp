@@ -132,13 +132,6 @@ void CellIndex::draw_column(const Columns& columns, const int32_t* coords, int d
   const int64_t begin = columns.start[c], end = columns.start[c + 1];
   uint64_t* const own = cells + c * depth;
   int32_t* const rank = first + c * depth;
-  if (depth == 1) {
-    uint64_t bits = 0;
-    for (int64_t i = begin; i < end; i++) bits |= (uint64_t)1 << (coords[i * (1 + dims) + dims] - z);
-    *own = bits;
-    *rank = (int32_t)begin;
-    return;
-  }
   for (int64_t d = 0; d < depth; d++) own[d] = 0, rank[d] = (int32_t)end;
   int64_t word = -1;
   for (int64_t i = begin; i < end; i++) {
@@ -150,22 +143,39 @@ void CellIndex::draw_column(const Columns& columns, const int32_t* coords, int d
 
 void CellIndex::draw(const Columns& columns, const int32_t* coords, int dims, int64_t z, int part,
                      int parts) {
-  const auto word_of = [&](int64_t c) { return columns.line[c] * width + (columns.place[c] >> 6); };
+  const int32_t *const line = columns.line.get(), *const place = columns.place.get();
+  const int32_t *const start = columns.start.get(), *row = coords + dims;
+  const int64_t width = this->width, step = 1 + dims;
+  uint64_t *const plane = this->plane.get(), *const cells = this->cells;
+  int32_t *const before = this->before.get(), *const first = this->first;
+  const bool one_word = depth == 1;
+  const auto word_of = [=](int64_t c) { return line[c] * width + (place[c] >> 6); };
   const auto begin_of = [&](int part) {  // no word of the plane is two threads'
     int64_t c = columns.count * part / parts;
     while (c > 0 && c < columns.count && word_of(c) == word_of(c - 1)) c++;
     return c;
   };
-  const int64_t end = begin_of(part + 1);
-  int64_t c = begin_of(part), counted = c ? word_of(c - 1) + 1 : 0;  // words of which `before` is known
-  for (; c < end; c++) {
-    const int64_t word = word_of(c);
-    while (counted <= word) before[counted++] = (int32_t)c;
-    plane[word] |= (uint64_t)1 << (columns.place[c] & 63);
-    draw_column(columns, coords, dims, z, c);
-  }
-  if (part == parts - 1)
-    while (counted <= words) before[counted++] = (int32_t)columns.count;
+  const int64_t begin = begin_of(part), end = begin_of(part + 1);
+  const auto next_word = [&](int64_t c) { return c ? word_of(c - 1) + 1 : 0; };
+  const int64_t behind = part + 1 < parts ? next_word(end) : words + 1;
+  with_bits([&]() __attribute__((always_inline)) {
+    for (int64_t c = begin; c < end; c++) {
+      plane[word_of(c)] |= (uint64_t)1 << (place[c] & 63);
+      if (one_word) {
+        uint64_t bits = 0;
+        for (int64_t i = start[c]; i < start[c + 1]; i++) bits |= (uint64_t)1 << (row[i * step] - z);
+        cells[c] = bits;
+        first[c] = start[c];
+      } else {
+        draw_column(columns, coords, dims, z, c);
+      }
+    }
+    int64_t count = begin;  // words are numbered afterwards, without a question for every column
+    for (int64_t word = next_word(begin); word < behind; word++) {
+      before[word] = (int32_t)count;
+      count += __builtin_popcountll(plane[word]);
+    }
+  });
 }
 
 // ------------------------------------------------------------------------ a relation of two sets
