@@ -99,10 +99,11 @@ def test_rows_at_the_ends_of_the_numbers_are_found(implementation):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("spread", [20, 2**19])  # keys that leave room for the row, or do not
-def test_many_rows_are_sorted_alike_by_any_number_of_threads(spread, threads):
+@pytest.mark.parametrize("count", [60_000, 150_000])  # digits are wider where rows are many
+def test_many_rows_are_sorted_alike_by_any_number_of_threads(count, spread, threads):
     generator = torch.Generator().manual_seed(0)
-    coords = torch.randint(-spread, spread, (60000, 4), generator=generator, dtype=torch.int32)
-    coords[:, 0] = torch.randint(0, 2, (60000,), generator=generator)
+    coords = torch.randint(-spread, spread, (count, 4), generator=generator, dtype=torch.int32)
+    coords[:, 0] = torch.randint(0, 2, (count,), generator=generator)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -35,7 +35,10 @@ def shifted(image: torch.Tensor, disparity: int) -> View:
 @pytest.mark.parametrize("isa", ["", "avx2", "plain"])
 @pytest.mark.parametrize(
     "height, width, count, planes, radius, best",
-    [(20, 33, 3, 19, 2, 0), (61, 47, 6, 40, 1, 0), (7, 5, 1, 1, 3, 1), (3, 2, 2, 16, 8, 2)],
+    [
+        *((20, 33, 3, 19, 2, 0), (61, 47, 6, 40, 1, 0), (7, 5, 1, 1, 3, 1), (3, 2, 2, 16, 8, 2)),
+        (150, 37, 6, 17, 2, 0),  # higher than the band of rows that a thread takes
+    ],
 )
 def test_the_sweep_agrees_with_its_definition(
     isa, height, width, count, planes, radius, best, monkeypatch

@@ -34,11 +34,7 @@ def fill_holes(
     Returns:
         Points [M, 3], their colours [M, 3] in 0..1 and the lengths [M] of their cells' edges.
     """
-
-    def fill(picture, known, _):
-        return _fill_one(picture, known, cell)
-
-    return _one_by_one(pictures, points, torch.zeros_like(points), fill)
+    return _one_by_one(pictures, (points,), lambda *one: _fill_one(*one, cell))
 
 
 def fill_behind(
@@ -58,20 +54,20 @@ def fill_behind(
     Returns:
         As ``fill_holes``.
     """
-
-    def fill(*one):
-        return _fill_one_behind(*one, cell, reach)
-
-    return _one_by_one(pictures, points, colors, fill)
+    known = (points, colors)
+    return _one_by_one(pictures, known, lambda *one: _fill_one_behind(*one, cell, reach))
 
 
-def _one_by_one(pictures: list[Photograph], points: Tensor, colors: Tensor, fill: Callable):
-    """What ``fill(picture, points and colours known by then)`` adds for one after the other."""
+def _one_by_one(pictures: list[Photograph], known: tuple[Tensor, ...], fill: Callable):
+    """What ``fill(picture, *known by then)`` adds for one picture after the other.
+
+    ``known``: points, or points and colours, which what was added follows.
+    """
+    points = known[0]
     found = [(points[:0], points[:0], points[:0, 0])]
     for picture in pictures:
-        known = torch.cat([points, *(part[0] for part in found)])
-        rgb = torch.cat([colors, *(part[1] for part in found)])
-        part = fill(picture, known, rgb)
+        so_far = [torch.cat(column) for column in zip(known, *found)]
+        part = fill(picture, *so_far)
         if part is not None:
             found.append(part)
     return tuple(torch.cat(column) for column in zip(*found))
@@ -100,9 +96,8 @@ def _colors_at(camera, points: Tensor, colors: Tensor, inverse: np.ndarray, cell
     total = torch.zeros(inverse.size, 3).index_add_(0, flat, rgb.float())
     count = torch.bincount(flat, minlength=inverse.size)
     mean = total / count.clamp(min=1)[:, None]
-    return mean.reshape(*inverse.shape, 3).numpy(), (count > 0).reshape(
-        inverse.shape
-    ).float().numpy()
+    known = (count > 0).float()
+    return mean.reshape(*inverse.shape, 3).numpy(), known.reshape(inverse.shape).numpy()
 
 
 def _continued(image: np.ndarray, known: np.ndarray) -> np.ndarray:

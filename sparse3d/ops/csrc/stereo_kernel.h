@@ -195,7 +195,6 @@ void best_mean_of(const float* costs, int64_t width, uint8_t* out) {
 void best_mean(float* costs, int64_t count, int64_t best, int64_t width, float* __restrict seeing,
                uint8_t* out) {
   if (count == 6 && best == 3) return best_mean_of<6, 3>(costs, width, out);
-  if (count == 4 && best == 2) return best_mean_of<4, 2>(costs, width, out);
   for (int64_t i = 0; i < best; ++i)
     for (int64_t j = count - 1; j > i; --j) {
       float *low = costs + (j - 1) * width, *high = costs + j * width;
