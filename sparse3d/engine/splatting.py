@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 
+import numpy as np
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
@@ -12,16 +14,18 @@ from torch.utils.data import Sampler
 from sparse3d.registry import HOOKS
 from sparse3d.structures import SparsePoints
 
+from .view_order import spread_order
+
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(Sampler):
-    """An epoch of a given number of steps: all views in random order, again and again.
+    """An epoch of a given number of steps: all views, again and again, in ``spread_order``.
 
     Args:
         dataset: of the views.
         steps: views per epoch.
-        seed: of the order; each epoch has another.
-        shuffle: mmengine's loaders say it; the order is random in any case.
+        seed: of the first view; each epoch has another.
+        shuffle: mmengine's loaders say it; the order is the same in any case.
 
     Raises:
         ValueError: training in several processes, between which Gaussians would differ.
@@ -45,11 +49,8 @@ class ViewSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        left = self.steps
-        while left > 0:
-            order = torch.randperm(len(self.dataset), generator=generator).tolist()
-            yield from order[:left]
-            left -= len(order)
+        poses = np.stack([view.world_to_cam for view in self.dataset.views])
+        yield from islice(spread_order(poses, generator), self.steps)
 
 
 @HOOKS.register_module()

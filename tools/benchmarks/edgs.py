@@ -9,6 +9,7 @@ evaluating does not.
 import argparse
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import sparse3d.engine  # noqa: F401  registers what the configs name
 from sparse3d.datasets.views import VIEW, ViewDataset
 from sparse3d.engine.loops import seed_torch
 from sparse3d.engine.runner import load_config
+from sparse3d.engine.view_order import spread_order
 from sparse3d.evaluation.images import psnr, similarity
 from sparse3d.models.splatting import SplattingModel
 from sparse3d.registry import DATASETS, MODELS
@@ -73,6 +75,7 @@ class Contest:
         method, scene, seed: what it is.
         model, optimizer: in training.
         views: of the training.
+        order: rows of these, without end.
         budget: seconds that it has.
         spent, stepping: seconds, in all and of the steps alone.
         curve: (seconds, PSNR, SSIM, Gaussians, step) at each mark.
@@ -84,10 +87,10 @@ class Contest:
     model: SplattingModel
     optimizer: OptimWrapper
     views: list
+    order: Iterator[int]
     budget: float
     spent: float = 0.0
     stepping: float = 0.0
-    order: list[int] = field(default_factory=list)
     curve: list[tuple] = field(default_factory=list)
 
     def train_until(self, share: float) -> None:
@@ -100,9 +103,7 @@ class Contest:
             self.model.steps = step + max(round(left), 1)
             stepping = clock()
             seed_torch(1_000_003 * self.seed + step)
-            if not self.order:
-                self.order = torch.randperm(len(self.views)).tolist()
-            self.model.train_step(collate([self.views[self.order.pop()]]), self.optimizer)
+            self.model.train_step(collate([self.views[next(self.order)]]), self.optimizer)
             self.stepping += clock() - stepping
             self.spent += clock() - began
 
@@ -148,8 +149,10 @@ def open_contest(args, folder: Path, method: str, seed: int) -> tuple[Contest, V
     model.to(DEVICE)
     spent = clock() - began
     optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": "OptimWrapper"})
+    poses = np.stack([view.cameras[VIEW].world_to_cam for view in views])
+    order = spread_order(poses, torch.Generator().manual_seed(seed))
     contest = Contest(
-        *(method, folder.name, seed, model.train(), optimizer, views, args.budget, spent)
+        *(method, folder.name, seed, model.train(), optimizer, views, order, args.budget, spent)
     )
     contest.judge(test)
     return contest, test
