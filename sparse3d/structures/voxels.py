@@ -46,6 +46,13 @@ class SparseVoxels:
 
     def __post_init__(self):
         _check_shapes(self.features, self.coords)
+        for name in ("stride", "shape"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.dims:
+                raise ValueError(
+                    f"{name} is {tuple(value)} but coords have {self.dims} axes beside the batch; "
+                    "give one number for each"
+                )
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -148,7 +155,8 @@ class SparseVoxels:
 
         Raises:
             ValueError: a wrong type, a batch outside [0, batch_size), a cell outside ``shape`` or a
-                duplicate under 'error'; names the first offending row.
+                duplicate under 'error', of which it names the first row; ``stride`` or ``shape``
+                not of D numbers.
         """
         if coords.dtype not in (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8):
             raise ValueError(f"coords are {coords.dtype}; they must be integers")
@@ -253,7 +261,16 @@ class SparseVoxels:
     # ------------------------------------------------------------------ other topology
 
     def prune(self, mask: Tensor) -> "SparseVoxels":
-        """The rows where ``mask`` [N] is true; pruning everything is legal."""
+        """The rows where ``mask`` [N] bool is true; pruning everything is legal.
+
+        Raises:
+            ValueError: the mask is not bool [N].
+        """
+        if mask.dtype != torch.bool or mask.shape != (len(self),):
+            raise ValueError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; bool of shape "
+                f"({len(self)},) is needed, true where a voxel stays"
+            )
         rows = mask.nonzero()[:, 0]  # index_select is many times as fast as a mask
         return replace(
             self,
@@ -263,10 +280,21 @@ class SparseVoxels:
         )
 
     def best(self, scores: Tensor, limit: int) -> Tensor:
-        """Mask [N] of the ``limit`` rows of highest ``scores`` [N] in each sample.
+        """Mask [N] bool of the ``limit`` rows of highest ``scores`` [N] in each sample.
 
         Equal scores are decided by the coordinates, the smaller first.
+
+        Raises:
+            ValueError: there is not one score for each row, or one is NaN.
         """
+        if scores.shape != (len(self),):
+            raise ValueError(
+                f"scores have shape {tuple(scores.shape)}; ({len(self)},) is needed, one a voxel"
+            )
+        checked = not torch.compiler.is_compiling()  # a compiled program takes values on trust
+        if checked and scores.isnan().any():
+            row = int(scores.isnan().nonzero()[0])
+            raise ValueError(f"scores[{row}] is NaN: what makes the scores has gone wrong")
         order = scores.argsort(descending=True, stable=True)
         order = order[self.batch_index[order].argsort(stable=True)]
         counts = torch.bincount(self.batch_index, minlength=self.batch_size)
@@ -279,7 +307,7 @@ class SparseVoxels:
         """Cells of either; the features of ``other`` only where this has no voxel.
 
         Raises:
-            ValueError: strides, channels or batch sizes differ.
+            ValueError: grids, strides, channels or batch sizes differ.
         """
         return self.union(other.prune(self.lookup(other.coords) < 0))
 
@@ -287,9 +315,9 @@ class SparseVoxels:
         """Cells of either; features are summed on shared cells.
 
         Raises:
-            ValueError: strides, channels or batch sizes differ.
+            ValueError: grids, strides, channels or batch sizes differ.
         """
-        for name in ("stride", "channels", "batch_size"):
+        for name in ("grid", "stride", "channels", "batch_size"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(
                     f"cannot unite voxels of {name} {getattr(self, name)} "
@@ -383,7 +411,16 @@ class SparseVoxels:
         return out.movedim(-1, 1)
 
     def lookup(self, coords: Tensor) -> Tensor:
-        """Rows [M] int64 of foreign ``coords`` [M, 1+D], in cells of this stride; -1: no voxel."""
+        """Rows [M] int64 of foreign ``coords`` [M, 1+D], in cells of this stride; -1: no voxel.
+
+        Raises:
+            ValueError: ``coords`` have another number of columns.
+        """
+        if coords.dim() != 2 or coords.shape[1] != 1 + self.dims:
+            raise ValueError(
+                f"coords have shape {tuple(coords.shape)}; [M, {1 + self.dims}] is needed: the "
+                "batch, then the cell"
+            )
         return find_rows(self.coords, coords)
 
     def features_at(self, coords: Tensor) -> Tensor:

@@ -361,3 +361,41 @@ def test_means_in_coarser_cells_are_those_of_what_lies_in_them():
     assert fine.counts == [3, 1]
     with pytest.raises(ValueError, match="no multiple"):
         cells.averaged(voxels([[0, 0, 0, 0]], stride=(3, 2, 2)))
+
+
+# ---------------------------------------------------------------------- mistakes of the caller
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.tensor([2]), torch.ones(3, dtype=torch.bool), torch.ones(500, dtype=torch.bool)]
+)
+def test_pruning_wants_one_truth_per_row(mask):
+    with pytest.raises(ValueError, match="mask is torch"):
+        some_voxels().prune(mask)
+
+
+def test_best_refuses_other_numbers_of_scores_and_nan():
+    one = some_voxels()
+    with pytest.raises(ValueError, match=r"scores have shape \(2,\)"):
+        one.best(torch.ones(2), 1)
+    scores = torch.ones(len(one))
+    scores[4] = float("nan")
+    with pytest.raises(ValueError, match=r"scores\[4\] is NaN"):
+        one.best(scores, 1)
+
+
+def test_voxels_of_two_grids_are_not_united():
+    far = VoxelGrid((9.0, 9.0, 9.0), (5.0, 0.0, 0.0))
+    with pytest.raises(ValueError, match="cannot unite voxels of grid"):
+        voxels([[0, 1, 2, 3]]).union(voxels([[0, 1, 2, 3]], grid=far))
+
+
+@pytest.mark.parametrize("options", [{"stride": (2, 2)}, {"shape": (10, 10)}])
+def test_strides_and_shapes_have_a_number_for_each_axis(options):
+    with pytest.raises(ValueError, match="coords have 3 axes beside the batch"):
+        voxels([[0, 1, 2, 3]], **options)
+
+
+def test_lookup_wants_the_batch_before_the_cell():
+    with pytest.raises(ValueError, match=r"coords have shape \(1, 3\); \[M, 4\] is needed"):
+        some_voxels().lookup(torch.tensor([[1, 2, 3]]))
