@@ -75,11 +75,15 @@ inline void fetch(const void* row, int64_t bytes) {
 // MR rows x NV vectors of outputs += STEPS pairs of input channels.
 template <int NV, int MR, int STEPS>
 inline void steps(const uint16_t* const* x, int64_t c, const uint16_t* w, __m512 (&sum)[MR][NV]) {
+#pragma GCC unroll 8
   for (int s = 0; s < STEPS; s++) {
     __m512i b[NV];
+#pragma GCC unroll 4
     for (int v = 0; v < NV; v++) b[v] = _mm512_load_si512(w + (s * NV + v) * W * 2);
+#pragma GCC unroll 16
     for (int r = 0; r < MR; r++) {
       const __m512i a = both(x[r] + c + s * 2);
+#pragma GCC unroll 4
       for (int v = 0; v < NV; v++) sum[r][v] = product(sum[r][v], a, b[v]);
     }
   }
@@ -107,7 +111,7 @@ struct Coming {
 template <int NV, int MR>
 __attribute__((always_inline)) inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin,
                                                 float* const* y, const Coming& coming) {
-  constexpr int STEPS = NV > 2 ? 1 : 4;  // several at once where row pointers are short of registers
+  constexpr int STEPS = NV > 2 ? 2 : 8;  // several at once: row pointers are short of registers
   constexpr int64_t PAIR = NV * W * 2;
   __m512 sum[MR][NV];
   for (int r = 0; r < MR; r++)
@@ -161,8 +165,10 @@ void pairs_times_weight(const Operands& q, const int32_t* in, const uint16_t* ou
       a[j] = x + in[r + j] * cin;
       o[j] = y + out[r + j] * width;
     }
-    const int64_t next = r + MR, count = least(MR, all - next);
-    tile<NV, MR>(a, q.w, cin, o, {x, in + next, y, out + next, count, cin * 2, width * 4, NV * W * 4});
+    const int64_t next = r + 2 * MR;  // rows of the tile after the next, which begins too soon
+    const int64_t count = least(MR, all - next);
+    const Coming coming = {x, in + next, y, out + next, count, cin * 2, width * 4, NV * W * 4};
+    tile<NV, MR>(a, q.w, cin, o, coming);
   }
   if (n - r > MR / 2)
     last_tile<NV, MR>(q, in + r, out + r, n - r);
