@@ -82,6 +82,27 @@ def test_bfloat16_of_any_table_and_any_channels(rows, channels, offsets, share, 
         torch.testing.assert_close(own.float(), other, rtol=4e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [(1, 1), (16, 16), (31, 33), (34, 97), (64, 64)])
+@pytest.mark.parametrize("rows", [1, 6, 65, 200])
+@each_bf16
+def test_bfloat16_begins_sums_with_an_offset_that_all_rows_meet(rows, channels, level, monkeypatch):
+    """Offset 1 meets every row of some blocks, and all but one of the last; 2 meets none."""
+    monkeypatch.setenv("SPARSE3D_ISA", level)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.stack([torch.randperm(rows, generator=generator).int() for _ in range(4)])
+    table[0, torch.rand(rows, generator=generator) < 0.5] = -1
+    table[1, -1] = table[2] = -1
+    table[3, 70:] = -1
+    found = KernelMap(table, torch.zeros(rows, 4, dtype=torch.int32), None, rows)
+    halves = [leaf.detach().bfloat16() for leaf in problem(found, *channels)]
+    exact = [leaf.float() for leaf in halves]
+    cotangent = torch.randn(rows, channels[1], generator=generator).bfloat16()
+    ours = gradients("native", found, halves, cotangent)
+    theirs = gradients("reference", found, exact, cotangent.float())
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own.float(), other, rtol=4e-3, atol=1e-4)
+
+
 def gradients(implementation, found, leaves, cotangent):
     """The output, and the gradients of leaves for its cotangent."""
     features, weight, bias = leaves = [leaf.requires_grad_() for leaf in leaves]

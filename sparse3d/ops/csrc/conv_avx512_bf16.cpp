@@ -75,11 +75,15 @@ inline void fetch(const void* row, int64_t bytes) {
 // MR rows x NV vectors of outputs += STEPS pairs of input channels.
 template <int NV, int MR, int STEPS>
 inline void steps(const uint16_t* const* x, int64_t c, const uint16_t* w, __m512 (&sum)[MR][NV]) {
+#pragma GCC unroll 8
   for (int s = 0; s < STEPS; s++) {
     __m512i b[NV];
+#pragma GCC unroll 4
     for (int v = 0; v < NV; v++) b[v] = _mm512_load_si512(w + (s * NV + v) * W * 2);
+#pragma GCC unroll 16
     for (int r = 0; r < MR; r++) {
       const __m512i a = both(x[r] + c + s * 2);
+#pragma GCC unroll 4
       for (int v = 0; v < NV; v++) sum[r][v] = product(sum[r][v], a, b[v]);
     }
   }
@@ -102,16 +106,17 @@ struct Coming {
   }
 };
 
-// MR output rows x NV vectors live in registers while input channels stream by. As a function on its own
-// it would read its rows' addresses from memory.
-template <int NV, int MR>
+// MR output rows x NV vectors live in registers while input channels stream by. FIRST: they begin
+// here, whatever is in memory. As a function on its own it would read rows' addresses from memory.
+template <int NV, int MR, bool FIRST>
 __attribute__((always_inline)) inline void tile(const uint16_t* const* x, const uint16_t* w, int64_t cin,
                                                 float* const* y, const Coming& coming) {
-  constexpr int STEPS = NV > 2 ? 1 : 4;  // several at once where row pointers are short of registers
+  constexpr int STEPS = NV > 2 ? 2 : 8;  // several at once: row pointers are short of registers
   constexpr int64_t PAIR = NV * W * 2;
   __m512 sum[MR][NV];
   for (int r = 0; r < MR; r++)
-    for (int v = 0; v < NV; v++) sum[r][v] = _mm512_load_ps(y[r] + W * v);
+    for (int v = 0; v < NV; v++)
+      sum[r][v] = FIRST ? _mm512_setzero_ps() : _mm512_load_ps(y[r] + W * v);
   const int64_t share = coming.share(cin / (2 * STEPS));
   int64_t c = 0, done = 0;
   for (; c + 2 * STEPS <= cin; c += 2 * STEPS, w += STEPS * PAIR) {
@@ -137,7 +142,7 @@ struct Operands {
 };
 
 // The last n <= MR pairs of a list as a full tile, whose missing rows go nowhere.
-template <int NV, int MR>
+template <int NV, int MR, bool FIRST>
 __attribute__((noinline)) void last_tile(const Operands& q, const int32_t* in, const uint16_t* out, int64_t n) {
   const uint16_t* a[MR];
   float* o[MR];
@@ -145,11 +150,11 @@ __attribute__((noinline)) void last_tile(const Operands& q, const int32_t* in, c
     a[j] = q.x + in[j < n ? j : 0] * q.cin;
     o[j] = j < n ? q.y + out[j] * q.width : q.spare;
   }
-  tile<NV, MR>(a, q.w, q.cin, o, {});
+  tile<NV, MR, FIRST>(a, q.w, q.cin, o, {});
 }
 
 // The n pairs of a list, for NV vectors of outputs. After `all` pairs the block's lists end.
-template <int NV>
+template <int NV, bool FIRST>
 void pairs_times_weight(const Operands& q, const int32_t* in, const uint16_t* out, int64_t n, int64_t all) {
   constexpr int MR = NV == 1 ? 14 : NV == 2 ? 12 : NV == 3 ? 8 : 6;
   const uint16_t *a[MR], *x = q.x;
@@ -161,13 +166,24 @@ void pairs_times_weight(const Operands& q, const int32_t* in, const uint16_t* ou
       a[j] = x + in[r + j] * cin;
       o[j] = y + out[r + j] * width;
     }
-    const int64_t next = r + MR, count = least(MR, all - next);
-    tile<NV, MR>(a, q.w, cin, o, {x, in + next, y, out + next, count, cin * 2, width * 4, NV * W * 4});
+    const int64_t next = r + 2 * MR;  // rows of the tile after the next, which begins too soon
+    const int64_t count = least(MR, all - next);
+    const Coming coming = {x, in + next, y, out + next, count, cin * 2, width * 4, NV * W * 4};
+    tile<NV, MR, FIRST>(a, q.w, cin, o, coming);
   }
   if (n - r > MR / 2)
-    last_tile<NV, MR>(q, in + r, out + r, n - r);
+    last_tile<NV, MR, FIRST>(q, in + r, out + r, n - r);
   else if (n > r)
-    last_tile<NV, MR / 2>(q, in + r, out + r, n - r);
+    last_tile<NV, MR / 2, FIRST>(q, in + r, out + r, n - r);
+}
+
+// pairs_times_weight for nv vectors of outputs.
+template <bool FIRST>
+inline auto panel(int64_t nv) {
+  return nv == 1   ? pairs_times_weight<1, FIRST>
+         : nv == 2 ? pairs_times_weight<2, FIRST>
+         : nv == 3 ? pairs_times_weight<3, FIRST>
+                   : pairs_times_weight<4, FIRST>;
 }
 
 void forward(const Bf16Call& q, int64_t b, Scratch& scratch) {
@@ -175,20 +191,27 @@ void forward(const Bf16Call& q, int64_t b, Scratch& scratch) {
   const int64_t first_row = b * pairs.block, rows = least(pairs.block, q.n_out - first_row);
   const int64_t vectors = parts(q.cout, W), width = vectors * W;
   float* sums = (float*)scratch.get(sizeof(float) * (rows + 1) * width);
-  memset(sums, 0, sizeof(float) * (rows + 1) * width);
   const int64_t end = pairs.starts[(b + 1) * q.offsets];
-  for (int64_t k = 0; k < q.offsets; k++) {
-    const int64_t first = pairs.starts[q.list(b, k)], n = pairs.starts[q.list(b, k) + 1] - first;
+  const auto pairs_of = [&](int64_t k) {
+    const int64_t* range = pairs.starts + q.list(b, k);
+    return range[1] - range[0];
+  };
+  const auto add = [&](int64_t k, bool begins) {
+    const int64_t first = pairs.starts[q.list(b, k)];
     for_panels(vectors, [&](int64_t v, int64_t nv) {
       const uint16_t* w = q.w + k * q.w_offset + v * W * parts(q.cin, 2) * 2;
       const Operands operands = {q.x, w, sums + v * W, sums + rows * width + v * W, q.cin, width};
-      const auto multiply = nv == 1   ? pairs_times_weight<1>
-                            : nv == 2 ? pairs_times_weight<2>
-                            : nv == 3 ? pairs_times_weight<3>
-                                      : pairs_times_weight<4>;
-      multiply(operands, pairs.in + first, pairs.out + first, n, end - first);
+      const auto multiply = begins ? panel<true>(nv) : panel<false>(nv);
+      multiply(operands, pairs.in + first, pairs.out + first, pairs_of(k), end - first);
     });
-  }
+  };
+  int64_t whole = 0;  // an offset that every row meets, if there is one, begins the sums: no zeros
+  while (whole < q.offsets && pairs_of(whole) < rows) whole++;
+  const int64_t cleared = whole < q.offsets ? rows : 0;
+  memset(sums + cleared * width, 0, sizeof(float) * (rows + 1 - cleared) * width);
+  if (whole < q.offsets) add(whole, true);
+  for (int64_t k = 0; k < q.offsets; k++)
+    if (k != whole) add(k, false);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < q.cout; c += W) write(q, _mm512_load_ps(sums + r * width + c), first_row + r, c);
 }
