@@ -71,7 +71,12 @@ class Camera:
         return image[..., :2] / image[..., 2:].clamp(min=1e-6), depth
 
     def sees(self, points: Tensor) -> Tensor:
-        """Mask [...] of world ``points`` in front of the camera and inside its picture."""
+        """Mask [...] of world ``points`` in front of the camera whose pixel, in each direction, is
+        at least 0 and less than the size.
+
+        That is KITTI's rule. As whole numbers are the middles of pixels, half a pixel at the left
+        and upper border does not count, and half a one beyond the others does.
+        """
         pixel, depth = self.project(points)
         size = torch.tensor(self.size, dtype=pixel.dtype, device=pixel.device)
         return (depth > 0) & (pixel >= 0).all(-1) & (pixel < size).all(-1)

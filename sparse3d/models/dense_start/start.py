@@ -214,7 +214,8 @@ class DenseStart:
 
 
 def neighbour_distance(points: Tensor) -> Tensor:
-    """[N] root of the mean squared distance to the three nearest others; at least 1e-7."""
+    """[N] root of the mean squared distance of ``points`` [N, 3] to the three nearest others, in
+    their unit; at least 1e-7. A point alone has 1e-2."""
     count = min(4, len(points))
     if count < 2:
         return torch.full((len(points),), 1e-2)
