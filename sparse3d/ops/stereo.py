@@ -171,7 +171,7 @@ def _native_sweep(reference, views, inverse, radius, best, floor) -> Tensor:
 def _native_smooth(cost, small, along, across) -> Tensor:
     cost = cost.contiguous()
     height, width, planes = cost.shape
-    total = native.empty(height, width, planes, dtype=torch.int16)
+    total = native.empty(height, width, planes, dtype=torch.uint16)
     best = torch.empty(height, width)
     native.call(
         "s3d_smooth_planes",
