@@ -36,6 +36,9 @@ RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 RASTERIZE_MODES = ("classic", "antialiased")
 FLOATS = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks", "backgrounds")
 FLOATS += ("covars", "shN")
+SPARSE = ("means", "quats", "scales", "covars")
+"""What may have sparse gradients. These pass no conversion: the rows that are seen are converted
+by the projection."""
 CUDA_ONLY = ("distributed", "with_ut", "with_eval3d", "radial_coeffs", "tangential_coeffs")
 CUDA_ONLY += ("thin_prism_coeffs", "ftheta_coeffs", "rolling_shutter", "viewmats_rs")
 
@@ -114,11 +117,18 @@ def rasterization(
         MemoryError: the tile lists would be too long.
     """
     call = SimpleNamespace(**{k: v for k, v in locals().items() if k != "others"}, **others)
-    dtype = working_dtype("means", means)
-    for name in FLOATS:
-        setattr(call, name, as_floats(name, getattr(call, name), dtype))
+    _convert(call)
     _check(call, others)
     return backend.choose(RASTERIZATION, means)(call)
+
+
+def _convert(call: SimpleNamespace) -> None:
+    """Everything in one dtype."""
+    dtype = working_dtype("means", call.means)
+    for name in FLOATS:
+        value = as_floats(name, getattr(call, name), dtype)
+        if not (call.sparse_grad and name in SPARSE):
+            setattr(call, name, value)
 
 
 def _check(call: SimpleNamespace, others: dict) -> None:

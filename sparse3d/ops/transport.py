@@ -113,6 +113,8 @@ def transport_flow(
     Arguments as ``transport``. A point that nothing within the radius corresponds to is sent to
     the origin, as published: its row sum is 0.
     """
+    dtype = working_dtype("features", features[0])
+    points = tuple(as_floats("points", p, dtype) for p in points)
     target, mass = transport(features, points, points[1], eps, gamma, iterations, radius, batch)
     return target / (mass[:, None] + GUARD) - points[0], mass
 
