@@ -133,8 +133,8 @@ def _check_cells(coords: Tensor, shape: tuple[int, ...]) -> None:
         rows = coords.long()  # a narrow type could not even hold the limits
         row = int(((rows < 0) | (rows >= rows.new_tensor(limits))).any(1).nonzero()[0])
         raise ValueError(
-            f"row {row} of coords is {tuple(coords[row].tolist())}; the grid has cells from 0 and "
-            f"{tuple(shape)} of them: drop rows outside the grid"
+            f"row {row} of coords is {tuple(coords[row].tolist())}; it must lie in a grid of "
+            f"{tuple(shape)} cells from 0: drop rows outside the grid"
         )
 
 
