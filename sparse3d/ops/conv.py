@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native, spconv_adapter
+from .arguments import check_floats, check_shape
 from .kernel_map import check_table, refuse_rows
 from .pairs import LEVELS, PairLists, cpu_level, pair_lists, tile_lists
 from .reference import conv as reference
@@ -52,8 +53,7 @@ def sparse_conv(
         ValueError: shapes or dtypes that do not fit each other.
     """
     _check(features, weight, table, reverse, groups)
-    if bias is not None and bias.shape != weight.shape[2:]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[2]},)")
+    check_shape("bias", bias, weight.shape[2:])
     dtype, result = _dtypes(features, weight)
     if bias is not None:
         bias = bias.to(torch.float32 if dtype == torch.bfloat16 else dtype)
@@ -170,15 +170,24 @@ def sparse_conv_norm(
 
     Args:
         features, weight, table, groups: as in ``sparse_conv``.
-        scale: [Cout] float32, with ``shift`` a batch norm by running statistics.
-        shift: [Cout] float32.
-        residual: [M, Cout], added after that.
+        scale: [Cout] float, with ``shift`` a batch norm by running statistics.
+        shift: [Cout] float.
+        residual: [M, Cout] float, added after that.
         relu: whether negative results become 0 in the end.
 
     Returns:
         [M, Cout] in the dtype of ``sparse_conv``.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit each other.
     """
     _check(features, weight, table, None, groups)
+    ending = {"scale": scale, "shift": shift, "residual": residual}
+    for name, value in ending.items():
+        if value is not None:
+            check_floats(name, value)
+            rows = table.shape[1:] if name == "residual" else ()
+            check_shape(name, value, (*rows, weight.shape[2]))
     dtype, result = _dtypes(features, weight)
     residual = None if residual is None else residual.to(dtype)
     given = (features.to(dtype), weight.to(dtype), table, scale, shift, residual, relu, groups)
@@ -224,6 +233,13 @@ def _check(features, weight, table, reverse, groups) -> None:
             f"weight has shape {tuple(weight.shape)} and table {tuple(table.shape)}; they must be "
             "[K, Cin / groups, Cout] and [K, M] with the same K"
         )
+    check_floats("features", features)
+    check_floats("weight", weight)
+    if features.dim() != 2 or groups < 1:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)} and groups is {groups}; [N, Cin] and 1 "
+            "or more are needed"
+        )
     if features.shape[1] != weight.shape[1] * groups or weight.shape[2] % groups:
         raise ValueError(
             f"features have {features.shape[1]} channels and weight is {tuple(weight.shape)}; with "
@@ -249,6 +265,8 @@ def _reference_conv(
     transposed: bool = False,
 ) -> Tensor:
     weight = _transpose(weight, groups) if transposed else weight
+    if table.numel() and not table.is_cuda:  # torch checks rows there
+        refuse_rows(int(table.max()) >= len(features), table, len(features))
     if features.dtype == torch.bfloat16:
         exact = reference.sparse_conv(features.float(), weight.float(), bias, table, groups)
         return exact.bfloat16()

@@ -24,8 +24,10 @@ def ground_mask(points: Tensor, height: float = 0.25) -> Tensor:
         height: metres.
 
     Raises:
-        ValueError: a coordinate is not finite.
+        ValueError: a coordinate is not finite, or there are fewer than three columns.
     """
+    if points.dim() != 2 or points.shape[1] < 3:
+        raise ValueError(f"points have shape {tuple(points.shape)}; [P, 3] or more is needed")
     xyz = points[:, :3].float()
     cells = int(2 * FAR / CELL)
     batch = torch.zeros(len(xyz), dtype=torch.int64, device=xyz.device)

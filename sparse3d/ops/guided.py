@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import as_floats, check_floats
 from .reference import guided as reference
 
 
@@ -17,11 +18,11 @@ def match_on_lines(
     """The most similar key points of two pictures on each other's epipolar lines.
 
     Args:
-        one: [N, C] descriptors of the first picture, unit vectors.
-        two: [M, C] of the second.
+        one: [N, C] float, descriptors of the first picture, unit vectors.
+        two: [M, C] of the second; taken in the dtype of ``one``.
         first: [N, 2] their key points in pixels.
         second: [M, 2].
-        F: [3, 3] float64 fundamental matrix, x2' F x1 = 0.
+        F: [3, 3] fundamental matrix, x2' F x1 = 0; lines are computed in float64.
         pixels: from the line, in both pictures.
 
     Returns:
@@ -31,8 +32,11 @@ def match_on_lines(
         back: [M] int64 the best row of ``one`` of each row of ``two``; -1.
 
     Raises:
-        ValueError: shapes that do not fit each other, or key points that are not finite.
+        ValueError: shapes or types that do not fit, or key points that are not finite.
     """
+    check_floats("one", one)
+    two, F = as_floats("two", two, one.dtype), F.double()
+    _check("F", F, (3, 3))
     _check("one", one, (len(one), one.shape[-1]))
     _check("two", two, (len(two), one.shape[-1]))
     _check("first", first, (len(one), 2))
@@ -58,7 +62,8 @@ def match_within(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mutually most similar key points and landmarks, among those near each other in a picture.
 
-    Key point n and landmark m are ``(level[n] + flat[n] . codes[m]) / lengths[m]`` similar.
+    Everything is taken in the dtype of ``flat[0]``; the native kernel computes in float32. Key
+    point n and landmark m are ``(level[n] + flat[n] . codes[m]) / lengths[m]`` similar.
 
     Args:
         points: [N, 2] key points in pixels.
@@ -76,8 +81,16 @@ def match_within(
         equally similar ones, the smaller row counts as better.
 
     Raises:
-        ValueError: shapes that do not fit each other, or pixels that are not finite.
+        ValueError: shapes or types that do not fit, or pixels that are not finite.
     """
+    check_floats("flat", flat[0])
+    flat = (flat[0], as_floats("level", flat[1], flat[0].dtype))
+    codes, lengths = (
+        as_floats(name, value, flat[0].dtype)
+        for name, value in (("codes", codes), ("lengths", lengths))
+    )
+    points, places = points.to(flat[0].dtype), places.to(flat[0].dtype)
+    looks = looks and tuple(as_floats("looks", table, flat[0].dtype) for table in looks)
     rank = codes.shape[-1]
     _check("points", points, (len(points), 2))
     _check("places", places, (len(places), 2))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import as_floats, check_floats
 from .neighbors import knn
 from .reference import interpolate as reference
 
@@ -43,13 +44,13 @@ def weighted_rows(values: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     Args:
         values: [N, C] float.
         index: [Q, K] int64 rows; -1 adds nothing.
-        weights: [Q, K] float.
+        weights: [Q, K] float, taken in the dtype of the values.
 
     Returns:
         [Q, C]; differentiable in values and weights.
 
     Raises:
-        ValueError: shapes that do not fit, or an index outside [-1, N).
+        ValueError: shapes or types that do not fit, or an index outside [-1, N).
     """
     if values.dim() != 2 or index.dim() != 2 or index.shape != weights.shape:
         raise ValueError(
@@ -57,7 +58,8 @@ def weighted_rows(values: Tensor, index: Tensor, weights: Tensor) -> Tensor:
             f"{tuple(weights.shape)}; they must be [N, C], [Q, K] and [Q, K]"
         )
     native.check_index("index", index.reshape(-1), index.numel(), len(values), least=-1)
-    return _weighted_rows(values, index, weights.to(values.dtype))
+    check_floats("values", values)
+    return _weighted_rows(values, index, as_floats("weights", weights, values.dtype))
 
 
 @torch.library.custom_op("sparse3d::weighted_rows", mutates_args=())

@@ -104,6 +104,7 @@ def strided_map(
     """
     check_coords(coords)
     sizes = geometry(coords.shape[1] - 1, kernel_size, stride, padding, dilation, meaning)
+    _check_grid(shape, coords)
     stride = sizes[1]
     if meaning == "minkowski":
         out_shape = shape and tuple(-(-g // s) for g, s in zip(shape, stride))
@@ -119,8 +120,9 @@ def coarse_cells(coords: Tensor, stride: Size) -> Tensor:
     """[M, 1+D] int32 the different floor(cell / stride) of ``coords`` [N, 1+D] int32, ascending.
 
     Raises:
-        ValueError: coordinates whose keys would overflow.
+        ValueError: coordinates that are not int32, or whose keys would overflow.
     """
+    check_coords(coords)
     dims = coords.shape[1] - 1
     stride = axes(stride, dims, "stride")
     # a kernel as large as the stride reaches floor(f / s) and nothing else
@@ -143,6 +145,7 @@ def generative_map(
     """
     check_coords(coords)
     sizes = geometry(coords.shape[1] - 1, kernel_size, stride, padding, dilation, meaning)
+    _check_grid(shape, coords)
     out_shape = None
     if shape is not None and meaning == "spconv":
         out_shape = _enlarged_shape(shape, *sizes)
@@ -167,6 +170,11 @@ def offset_table(
     check_coords(fine)
     check_coords(coarse)
     dims = fine.shape[1] - 1
+    if coarse.shape[1] != fine.shape[1]:
+        raise ValueError(
+            f"fine has shape {tuple(fine.shape)} and coarse {tuple(coarse.shape)}; both must have "
+            "the same columns"
+        )
     given = {
         "kernel_size": kernel_size,
         "stride": stride,
@@ -179,17 +187,26 @@ def offset_table(
 def reverse_table(table: Tensor, rows: int) -> Tensor:
     """Table [K, rows] int32 of the same triples, read from the input: the output row, or -1."""
     check_table("table", table)
+    if rows < 0:
+        raise ValueError(f"rows is {rows}; it must be 0 or more")
     return _reverse_table(table, rows)
 
 
 def check_coords(coords: Tensor) -> None:
     """Refuses coordinates that are not int32 [N, 1+D]: a silent conversion could wrap."""
-    if coords.dim() != 2:
-        raise ValueError(f"coords have shape {tuple(coords.shape)}; [N, 1+D] is needed")
+    if coords.dim() != 2 or not 2 <= coords.shape[1] <= 4:  # kernels have room for no more
+        raise ValueError(
+            f"coords have shape {tuple(coords.shape)}; [N, 1+D] with D of 1 to 3 is needed"
+        )
     if coords.dtype != torch.int32:
         raise ValueError(
             f"coords are {coords.dtype}; they must be int32 (SparseVoxels.from_coords converts)"
         )
+
+
+def _check_grid(shape: tuple[int, ...] | None, coords: Tensor) -> None:
+    if shape is not None and len(shape) != coords.shape[1] - 1:
+        raise ValueError(f"shape is {shape}; {coords.shape[1] - 1} numbers of cells are needed")
 
 
 def check_table(name: str, table: Tensor) -> None:
@@ -383,6 +400,11 @@ def _native_offset_table(
     return table
 
 
+def _reference_reverse_table(table: Tensor, rows: int) -> Tensor:
+    refuse_rows(table.numel() and int(table.max()) >= rows, table, rows)
+    return reference.reverse_table(table, rows)
+
+
 def _native_reverse_table(table: Tensor, rows: int) -> Tensor:
     reverse = native.empty(len(table), rows, dtype=torch.int32)
     offsets, columns = table.shape
@@ -443,7 +465,7 @@ OFFSET_TABLE = {
     "cuda": reference.offset_table,
 }
 REVERSE_TABLE = {
-    "reference": reference.reverse_table,
+    "reference": _reference_reverse_table,
     "native": _native_reverse_table,
     "cuda": reference.reverse_table,
 }

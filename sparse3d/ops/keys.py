@@ -103,8 +103,9 @@ def sort_rows(coords: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         of each given row among them.
 
     Raises:
-        ValueError: the rows span 2**63 cells or more.
+        ValueError: the rows span 2**63 cells or more, or are not int32.
     """
+    _check_rows(coords)
     return _sort_rows(coords)
 
 
@@ -118,8 +119,27 @@ def find_sorted(sorted_keys: Tensor, wanted: Tensor) -> Tensor:
 
 
 def find_rows(coords: Tensor, wanted: Tensor) -> Tensor:
-    """Rows [M] int64 of ``wanted`` [M, 1+D] in ``coords`` [N, 1+D] int32 (ascending), or -1."""
+    """Rows [M] int64 of ``wanted`` [M, 1+D] in ``coords`` [N, 1+D] int32 (ascending), or -1.
+
+    Raises:
+        ValueError: ``coords`` is no such tensor, or ``wanted`` has other columns.
+    """
+    _check_rows(coords)
+    if wanted.dim() != 2 or wanted.shape[1] != coords.shape[1] or wanted.is_floating_point():
+        raise ValueError(
+            f"wanted is {wanted.dtype} of shape {tuple(wanted.shape)}; integers of "
+            f"{coords.shape[1]} columns are needed, those of the rows that are searched"
+        )
     return _find_rows(coords, wanted)
+
+
+def _check_rows(coords: Tensor) -> None:
+    fit = coords.dim() == 2 and 1 <= coords.shape[1] <= 4  # kernels have room for no more
+    if not fit or coords.dtype != torch.int32:
+        raise ValueError(
+            f"coords are {coords.dtype} of shape {tuple(coords.shape)}; int32 [N, 1+D] with D of 0 "
+            "to 3 is needed"
+        )
 
 
 @torch.library.custom_op("sparse3d::sort_rows", mutates_args=())

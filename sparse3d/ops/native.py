@@ -1,15 +1,17 @@
-"""Loads the native CPU library and calls it. The C side sees pointers, int64 and double only."""
+"""Loads the native CPU library and calls it. C sees pointers, int64 and double only."""
 
 import ctypes
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch  # before the library: torch brings the libgomp that both then share
 from torch import Tensor
 
 from . import native_build
+from .native_prototypes import Parameter, prototypes
 
 LARGE = 2**22
 """Bytes from which on a tensor is worth huge pages."""
@@ -40,29 +42,44 @@ def available() -> bool:
 def call(name: str, *arguments: Tensor | int | float | None) -> int:
     """Calls C function ``name`` and returns its int64 result (0, or what the function defines).
 
-    A tensor is passed as the pointer to its data and must be a contiguous CPU tensor: checked here,
-    because ctypes checks nothing. Integers are passed as int64, floats as double, None as a null
-    pointer.
+    A tensor is passed as the pointer to its data and must be a contiguous CPU tensor of what the
+    function reads or writes there: checked here, because C checks nothing. Sizes are for the caller
+    to check. None is passed as a null pointer.
+
+    Raises:
+        ValueError: a tensor that is not what the function takes.
+        TypeError: too few or too many arguments, or one of a wrong kind.
     """
+    function, parameters = _function(name)
+    if len(arguments) != len(parameters):
+        raise TypeError(f"{name} takes {len(parameters)} arguments; {len(arguments)} are given")
+    return function(*[_argument(name, p, v) for p, v in zip(parameters, arguments)])
+
+
+@functools.cache
+def _function(name: str) -> tuple[Callable, tuple[Parameter, ...]]:
+    parameters = prototypes()[name]
     function = getattr(library(), name)
     function.restype = ctypes.c_int64
-    return function(*(_argument(name, i, value) for i, value in enumerate(arguments)))
+    numbers = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
+    function.argtypes = [ctypes.c_void_p if p.dtypes else numbers[p.kind] for p in parameters]
+    return function, parameters
 
 
-def _argument(name: str, position: int, value: Tensor | int | float | None):
-    if isinstance(value, Tensor):
-        if value.device.type != "cpu" or not value.is_contiguous():
-            raise ValueError(
-                f"{name}: argument {position} is a {value.device.type} tensor of shape "
-                f"{tuple(value.shape)} and strides {value.stride()}; "
-                "a contiguous CPU tensor is needed"
-            )
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, float):
-        return ctypes.c_double(value)
-    if value is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_int64(value)
+def _argument(name: str, parameter: Parameter, value: Tensor | int | float | None):
+    """What ctypes passes on. Numbers it checks itself."""
+    if parameter.dtypes is None or value is None:
+        return value
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: {parameter.name} is {value!r}; a tensor or None is needed")
+    if value.dtype in parameter.dtypes and value.is_cpu and value.is_contiguous():
+        return value.data_ptr()
+    wanted = " or ".join(str(dtype) for dtype in parameter.dtypes)
+    raise ValueError(
+        f"{name}: {parameter.name} is a {value.device.type} tensor of {value.dtype}, shape "
+        f"{tuple(value.shape)} and strides {value.stride()}; a contiguous CPU tensor of {wanted} "
+        "is needed"
+    )
 
 
 def check_index(name: str, index: Tensor, rows: int, limit: int, least: int = 0) -> None:

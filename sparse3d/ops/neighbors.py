@@ -24,8 +24,8 @@ def knn(
         query: [Q, 3] metres; float64, or else computed in float32.
         points: [P, 3] metres.
         k: neighbours per query, at least 1.
-        query_batch: [Q] int64 sample of each query; None: all are one sample.
-        points_batch: [P] int64 sample of each point; only points of its own sample are a query's
+        query_batch: [Q] integer sample of each query; None: all are one sample.
+        points_batch: [P] integer sample of each point; only points of its own sample are a query's
             neighbours.
 
     Returns:
@@ -67,6 +67,7 @@ def _nearest(query, points, k, radius, query_batch, points_batch) -> tuple[Tenso
     if query_batch is None:
         query_batch = torch.zeros(len(query), dtype=torch.int64, device=query.device)
         points_batch = torch.zeros(len(points), dtype=torch.int64, device=query.device)
+    query_batch, points_batch = query_batch.long(), points_batch.long()
     return choose(_NEAREST, query)(query, points, k, radius, query_batch, points_batch)
 
 
@@ -85,7 +86,8 @@ def _check(name: str, points: Tensor, batch: Tensor | None) -> None:
     if (
         batch.shape != points.shape[:1]
         or batch.is_floating_point()
-        or bool(((batch < 0) | (batch >= 2**31)).any())
+        # a narrower type cannot be compared with 2**31: it would wrap there
+        or bool(((batch < 0) | (batch.long() >= 2**31)).any())
     ):
         raise ValueError(
             f"{name}_batch is {batch.dtype} of shape {tuple(batch.shape)} for {len(points)} rows, "
@@ -110,7 +112,7 @@ def _native(query, points, k, radius, query_batch, points_batch) -> tuple[Tensor
         starts,
         batches,
         query.contiguous(),
-        query_batch.long().contiguous(),
+        query_batch.contiguous(),
         len(query),
         k,
         float(radius),

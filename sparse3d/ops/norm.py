@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import as_floats, working_dtype
 from .reference import norm as reference
 
 
@@ -18,16 +19,17 @@ def batch_norm(
 
     Args:
         rows: [N, C] float, N > 0.
-        weight: [C] what a standard deviation becomes.
+        weight: [C] float, what a standard deviation becomes.
         bias: [C] what the mean becomes.
         eps: added to the variance.
         relu: whether negative results become 0.
 
     Returns:
-        [N, C], the mean [C] and the biased variance [C]; the statistics carry no gradient.
+        [N, C], the mean [C] and the biased variance [C] in the dtype of ``rows``, whatever that of
+        the weights; the statistics carry no gradient.
 
     Raises:
-        ValueError: no rows, or the channels differ.
+        ValueError: no rows, the channels differ, or integers.
     """
     channels = rows.shape[1:]
     if len(channels) != 1 or not len(rows) or not weight.shape == bias.shape == channels:
@@ -35,6 +37,8 @@ def batch_norm(
             f"rows have shape {tuple(rows.shape)}, weight {tuple(weight.shape)} and bias "
             f"{tuple(bias.shape)}; they must be [N, C] with N > 0, [C] and [C]"
         )
+    dtype = working_dtype("rows", rows)
+    weight, bias = as_floats("weight", weight, dtype), as_floats("bias", bias, dtype)
     return _batch_norm(rows, weight, bias, eps, relu)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import check_floats
 from .kernel_map import check_table, refuse_rows
 from .reference import pool as reference
 from .voxelize import segment_reduce
@@ -27,12 +28,15 @@ def sparse_pool(features: Tensor, table: Tensor, reverse: Tensor, reduce: str) -
         [M, C]; 0 where no cell is present.
 
     Raises:
-        ValueError: ``reduce`` is unknown or the tables do not fit.
+        ValueError: ``reduce`` is unknown, the tables do not fit, or the features are integers.
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce is {reduce!r}; it must be one of {', '.join(REDUCTIONS)}")
     check_table("table", table)
     check_table("reverse", reverse)
+    check_floats("features", features)
+    if features.dim() != 2:
+        raise ValueError(f"features have shape {tuple(features.shape)}; [N, C] is needed")
     if reverse.shape != (len(table), len(features)):
         raise ValueError(
             f"reverse has shape {tuple(reverse.shape)}; it must be {(len(table), len(features))}: "

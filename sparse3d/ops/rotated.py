@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .arguments import check_floats
 from .backend import choose
 from .reference import rotated as reference
 
@@ -25,7 +26,8 @@ def bev_overlap(a: Tensor, b: Tensor) -> Tensor:
         [N, M] m^2, in the type of ``a``.
 
     Raises:
-        ValueError: a box has fewer than 7 columns or a value that is not finite.
+        ValueError: a box has fewer than 7 columns or a value that is not finite, or boxes are
+            integers.
     """
     _check(a, b)
     return _overlap_matrix(a, b).to(a.dtype)
@@ -118,6 +120,7 @@ def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
 
 def _check(*boxes: Tensor, paired: bool = False) -> None:
     for rows in boxes:
+        check_floats("boxes", rows)  # results come in their type
         if rows.dim() != 2 or rows.shape[1] < 7:
             raise ValueError(
                 f"boxes have shape {tuple(rows.shape)}; [N, 7] (x, y, z, dx, dy, dz, yaw) or more "

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import check_floats
 from .reference import set_attention as reference
 
 _MOST_PER_HEAD = 128  # of the kernel
@@ -20,25 +21,34 @@ def set_attention(
     """softmax(q k^T / sqrt(C / heads)) v, where a row sees the rows of its own set; differentiable.
 
     Args:
-        qkv: [N, 3 C] projected queries, keys and values; each head's channels are adjacent.
-        position: [U, 2 C] what is added to queries and keys, one row per distinct position.
+        qkv: [N, 3 C] float, projected queries, keys and values; each head's channels are adjacent.
+        position: [U, 2 C] float, what is added to queries and keys, one row per distinct position.
         position_index: [N] int64, the position of each row.
         order: [N] int64 rows, set by set; every row once.
         offsets: [S+1] int64, set s is order[offsets[s]:offsets[s+1]]; sets are not empty.
         heads: number of heads; divides C.
 
     Returns:
-        [N, C].
+        [N, C] in the dtype of ``qkv``.
 
     Raises:
-        ValueError: sizes do not fit.
+        ValueError: sizes or types that do not fit; an index that is no row or no position; an
+            ``order`` that leaves a row out; ``offsets`` that do not ascend from 0 to N. The values
+            of indices are not looked at on CUDA, nor in compiled programs of the torch definition.
     """
+    if qkv.dim() != 2 or position.dim() != 2 or heads < 1:
+        raise ValueError(
+            f"qkv has shape {tuple(qkv.shape)}, position {tuple(position.shape)} and heads is "
+            f"{heads}; [N, 3 C], [U, 2 C] and 1 or more are needed"
+        )
     channels = qkv.shape[1] // 3
     if qkv.shape[1] % 3 or channels % heads or position.shape[1] != 2 * channels:
         raise ValueError(
             f"qkv has {qkv.shape[1]} columns and position {position.shape[1]}: 3 C and 2 C are "
             f"needed with C a multiple of heads = {heads}"
         )
+    check_floats("qkv", qkv)
+    check_floats("position", position)
     run = backend.choose(_TABLE, qkv)
     return run(qkv, position, position_index, order, offsets, heads)
 
@@ -49,15 +59,33 @@ def _check_sets(
     native.check_index("position_index", position_index, rows, positions)
     native.check_index("order", order, rows, rows)
     native.check_index("offsets", offsets, len(offsets), rows + 1)
-    if len(offsets) == 0 or int(offsets[-1]) != rows or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must ascend to {rows}, the number of rows; it is {offsets}")
+    # a row that no set holds is written by nobody
+    times = order.bincount(minlength=rows)
+    if rows and int(times.amin()) != 1:
+        absent = int((times == 0).nonzero()[0])
+        raise ValueError(f"order must hold every row once; row {absent} is not in it")
+    ends = offsets[[0, -1]].tolist() if len(offsets) else []
+    if ends != [0, rows] or bool((offsets.diff() < 0).any()):
+        raise ValueError(
+            f"offsets must ascend from 0 to {rows}, the number of rows; it is {offsets}"
+        )
+
+
+def _reference(qkv, position, position_index, order, offsets, heads):
+    if not torch.compiler.is_compiling():
+        _check_sets(len(qkv), len(position), position_index, order, offsets)
+    return _plain(qkv, position, position_index, order, offsets, heads)
+
+
+def _plain(qkv, position, *sets):
+    return reference.set_attention(qkv, position.to(qkv.dtype), *sets)
 
 
 def _native(qkv, position, position_index, order, offsets, heads):
     if qkv.dtype == torch.bfloat16:  # twice as fast as torch's attention in bfloat16
         return _native(qkv.float(), position, position_index, order, offsets, heads).bfloat16()
     if qkv.dtype == torch.float64 or qkv.shape[1] // 3 // heads > _MOST_PER_HEAD:
-        return reference.set_attention(qkv, position, position_index, order, offsets, heads)
+        return _reference(qkv, position, position_index, order, offsets, heads)
     index = (position_index, order, offsets)
     return _attention(qkv.float(), position.float(), *index, heads)[0].to(qkv.dtype)
 
@@ -131,7 +159,7 @@ def _gradient(ctx, grad, _):
 _attention.register_autograd(_gradient, setup_context=_setup)
 
 _TABLE = {
-    "reference": reference.set_attention,
+    "reference": _reference,
     "native": _native,
-    "cuda": reference.set_attention,
+    "cuda": _plain,  # torch checks indices there, and looking at them waits for the GPU
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import backend, native
+from .arguments import as_floats, working_dtype
 from .norm import batch_norm
 from .reference import set_conv as reference
 from .voxelize import segment_expand
@@ -32,21 +33,30 @@ def set_conv(
     but for one layer's result.
 
     Args:
-        features: [P, Cin] of the points.
+        features: [P, Cin] float, of the points.
         index: [P, k] int64 rows of each point's neighbours, k > 0.
-        offsets: [P * k, 3] neighbour minus point, metres.
-        layers: three of (weight, norm's weight [C], norm's bias [C]); the first weight is
+        offsets: [P * k, 3] float, neighbour minus point, metres.
+        layers: three of (weight, norm's weight [C], norm's bias [C]), floats; the first weight is
             [C, Cin + 3], the offsets last, the others are [C, C].
         eps: added to the variances.
         slope: of the ReLU below zero.
 
     Returns:
-        [P, C].
+        [P, C] in the dtype of ``features``. Everything is computed in float64 where that is
+        float64, else in float32.
 
     Raises:
-        ValueError: shapes that do not fit, not three layers, or an index that is no row.
+        ValueError: shapes that do not fit, not three layers, integers where floats belong, or an
+            index that is no row.
     """
     _check(features, index, offsets, layers)
+    given, dtype = features.dtype, working_dtype("features", features)
+    features, offsets = features.to(dtype), as_floats("offsets", offsets, dtype)
+    layers = [tuple(as_floats("a layer", value, dtype) for value in layer) for layer in layers]
+    return _convolve(features, index, offsets, layers, eps, slope).to(given)
+
+
+def _convolve(features, index, offsets, layers, eps, slope) -> Tensor:
     if not len(features):
         return features.new_zeros(0, len(layers[0][0]))
     values = (features, offsets, *(value for layer in layers for value in layer))
@@ -85,7 +95,7 @@ def _with_gradients(features, index, offsets, layers, eps, slope) -> Tensor:
 
 
 def _native(features, index, offsets, layers, eps, slope) -> Tensor:
-    if any(value.dtype != torch.float32 for value in (features, offsets, layers[0][0])):
+    if features.dtype != torch.float32:
         return reference.set_conv(features, index, offsets, layers, eps, slope)
     channels, points = features.shape[1], len(features)
     (first, *_), (second, *_), (third, sharpness, _) = layers

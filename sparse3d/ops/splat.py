@@ -1,7 +1,7 @@
 """Gaussian splatting: pictures of 3D Gaussians, with gradients to everything, cameras included.
 
 ``rasterization`` has gsplat 1.5.3's arguments, results and numeric rules, and on CUDA it is gsplat.
-Its steps are in ``splat_projection`` and ``splat_pixels``.
+Its steps are in ``splat_projection``, ``splat_harmonics`` and ``splat_pixels``.
 """
 
 import math
@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import backend
+from .arguments import as_floats, working_dtype
+from .splat_harmonics import spherical_harmonics
 from .splat_pixels import isect_offset_encode, isect_tiles, rasterize_to_pixels
 from .splat_projection import (
     fully_fused_projection,
     fully_fused_projection_2dgs,
     quat_scale_to_covar_preci,
-    spherical_harmonics,
 )
 
 __all__ = [
@@ -33,6 +34,11 @@ __all__ = [
 ]
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 RASTERIZE_MODES = ("classic", "antialiased")
+FLOATS = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks", "backgrounds")
+FLOATS += ("covars", "shN")
+SPARSE = ("means", "quats", "scales", "covars")
+"""What may have sparse gradients. These pass no conversion: the rows that are seen are converted
+by the projection."""
 CUDA_ONLY = ("distributed", "with_ut", "with_eval3d", "radial_coeffs", "tangential_coeffs")
 CUDA_ONLY += ("thin_prism_coeffs", "ftheta_coeffs", "rolling_shutter", "viewmats_rs")
 
@@ -69,6 +75,9 @@ def rasterization(
 ) -> tuple[Tensor, Tensor, dict]:
     """Pictures of N Gaussians by C cameras; leading dimensions are independent batches.
 
+    Everything is computed in float64 where ``means`` are that, else in float32; other floats are
+    converted, and their gradients come back in their own dtype.
+
     Args:
         means: [..., N, 3] in the world's frame.
         quats: [..., N, 4] (w, x, y, z) of any length; None with ``covars``; likewise ``scales``.
@@ -102,13 +111,24 @@ def rasterization(
         of its lists where no pixel reaches an alpha of 1/255.
 
     Raises:
-        ValueError: unknown modes, shapes that do not fit, numbers that are not finite. Degenerate
-            covariances and Gaussians behind every camera are legal: they are not seen.
+        ValueError: unknown modes, shapes that do not fit, numbers that are not finite, integers
+            where floats belong (colours of 0..255 among them). Degenerate covariances and Gaussians
+            behind every camera are legal: they are not seen.
         MemoryError: the tile lists would be too long.
     """
     call = SimpleNamespace(**{k: v for k, v in locals().items() if k != "others"}, **others)
+    _convert(call)
     _check(call, others)
     return backend.choose(RASTERIZATION, means)(call)
+
+
+def _convert(call: SimpleNamespace) -> None:
+    """Everything in one dtype."""
+    dtype = working_dtype("means", call.means)
+    for name in FLOATS:
+        value = as_floats(name, getattr(call, name), dtype)
+        if not (call.sparse_grad and name in SPARSE):
+            setattr(call, name, value)
 
 
 def _check(call: SimpleNamespace, others: dict) -> None:
@@ -120,8 +140,14 @@ def _check(call: SimpleNamespace, others: dict) -> None:
             value = getattr(call, name)
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     for name in ("width", "height", "tile_size"):
-        if getattr(call, name) < 1:
-            raise ValueError(f"{name} is {getattr(call, name)}; it must be 1 or more")
+        value = getattr(call, name)
+        if isinstance(value, float) or value < 1:
+            raise ValueError(f"{name} is {value}; a whole number of 1 or more is needed")
+    if call.means.dim() < 2 or call.viewmats.dim() < 3:
+        raise ValueError(
+            f"means have shape {tuple(call.means.shape)} and viewmats "
+            f"{tuple(call.viewmats.shape)}; [..., N, 3] and [..., C, 4, 4] are needed"
+        )
     if call.sparse_grad and (not call.packed or call.means.dim() != 2):
         raise ValueError("sparse_grad needs packed=True and no leading batch dimensions")
     batch, rows = call.means.shape[:-2], call.means.shape[:-1]

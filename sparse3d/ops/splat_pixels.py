@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import as_floats, check_shape, check_type, working_dtype
 from .reference import splat_pixels as reference
 from .splat_projection import cpu_level
 
@@ -32,14 +33,15 @@ def isect_tiles(
     """Lists the Gaussians of every tile from front to back; of equal depths the lower row first.
 
     Args:
-        means2d: [..., N, 2] pixels, or [nnz, 2] when packed.
+        means2d: [..., N, 2] float, pixels, or [nnz, 2] when packed.
         radii: [..., N, 2] int32 half sizes of the boxes in pixels; 0: not listed.
-        depths: [..., N].
+        depths: [..., N] float.
         tile_size: edge of a tile in pixels.
         tile_width: tiles in a row; likewise ``tile_height``.
-        packed: rows of all images are in one list; needs ``n_images`` and ``image_ids`` [nnz].
-        conics: [..., N, 3], with ``opacities`` [..., N]: lets an implementation leave out tiles in
-            which no pixel reaches an alpha of 1/255.
+        packed: rows of all images are in one list; needs ``n_images`` and ``image_ids`` [nnz]
+            integer.
+        conics: [..., N, 3] float, with ``opacities`` [..., N]: lets an implementation leave out
+            tiles in which no pixel reaches an alpha of 1/255.
 
     Returns:
         tiles_per_gauss [..., N] int32; isect_ids [L] int64, ascending: image, tile and depth bits;
@@ -47,8 +49,29 @@ def isect_tiles(
 
     Raises:
         MemoryError: the lists would hold more than ``MOST_ENTRIES``.
+        ValueError: shapes or types that do not fit each other, or an image that does not exist.
     """
-    shape = depths.shape
+    dtype, shape = working_dtype("means2d", means2d), depths.shape
+    means2d, depths = means2d.to(dtype), as_floats("depths", depths, dtype)
+    conics, opacities = as_floats("conics", conics, dtype), as_floats("opacities", opacities, dtype)
+    check_type("radii", radii, torch.int32)
+    for name, tensor, tail in (
+        *(("means2d", means2d, (2,)), ("radii", radii, (2,))),
+        *(("conics", conics, (3,)), ("opacities", opacities, ())),
+    ):
+        check_shape(name, tensor, (*shape, *tail))
+    if min(tile_size, tile_width, tile_height) < 1:
+        raise ValueError(
+            f"tile_size is {tile_size} and there are {tile_width} x {tile_height} tiles; 1 or more "
+            "are needed"
+        )
+    if packed and (n_images is None or image_ids is None or len(shape) != 1):
+        raise ValueError("packed rows [nnz] need n_images and image_ids")
+    if packed and (image_ids.shape != shape or image_ids.is_floating_point()):
+        raise ValueError(
+            f"image_ids are {image_ids.dtype} of shape {tuple(image_ids.shape)}; integers of shape "
+            f"{tuple(shape)} are needed"
+        )
     images = n_images if packed else math.prod(shape[:-1])
     if not packed:
         image_ids = torch.arange(images, device=depths.device).repeat_interleave(shape[-1])
@@ -66,7 +89,9 @@ def isect_tiles(
 def isect_offset_encode(
     isect_ids: Tensor, n_images: int, tile_width: int, tile_height: int
 ) -> Tensor:
-    """[I, tile_height, tile_width] int32: where each tile's list begins in ``isect_ids``."""
+    """[I, tile_height, tile_width] int32: where each tile's list begins in ``isect_ids`` int64."""
+    check_type("isect_ids", isect_ids, torch.int64)
+    check_shape("isect_ids", isect_ids, (isect_ids.numel(),))
     return reference.tile_starts(isect_ids, n_images, (tile_width, tile_height))
 
 
@@ -87,6 +112,9 @@ def rasterize_to_pixels(
 ) -> tuple[Tensor, Tensor]:
     """Blends the listed Gaussians, front to back.
 
+    Computed in float64 where ``means2d`` are that, else in float32; other floats are converted, and
+    their gradients come back in their own dtype.
+
     Args:
         means2d: [..., N, 2] pixels, or [nnz, 2] when packed; pixel centres lie at + 0.5.
         conics: [..., N, 3] inverse covariances (xx, xy, yy).
@@ -106,8 +134,16 @@ def rasterize_to_pixels(
         colors [..., H, W, D] and alphas [..., H, W, 1].
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: shapes or types that do not fit each other, or lists that name no row.
     """
+    dtype = working_dtype("means2d", means2d)
+    means2d, conics = means2d.to(dtype), as_floats("conics", conics, dtype)
+    colors, opacities = as_floats("colors", colors, dtype), as_floats("opacities", opacities, dtype)
+    backgrounds = as_floats("backgrounds", backgrounds, dtype)
+    check_type("masks", masks, torch.bool)
+    check_type("isect_offsets", isect_offsets, torch.int32)
+    check_type("flatten_ids", flatten_ids, torch.int32)
+    check_shape("flatten_ids", flatten_ids, (flatten_ids.numel(),))
     dims = isect_offsets.shape[:-2] if packed else means2d.shape[:-2]
     _check(means2d, conics, colors, opacities, backgrounds, masks, isect_offsets, dims)
     tiles = isect_offsets.shape[-2:]
@@ -357,6 +393,23 @@ def _sizes(colors: Tensor, offsets: Tensor, ids: Tensor, size: list[int], tile_s
     return (*colors.shape, len(ids), images, *size, tile_size, across, down)
 
 
+def _reference_list_tiles(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    image_ids, images = arguments[3], arguments[-1]
+    if len(image_ids) and not 0 <= int(image_ids.amin()) <= int(image_ids.amax()) < images:
+        raise ValueError(f"image_ids must be in [0, {images})")
+    return reference.list_tiles(*arguments)
+
+
+def _reference_composite(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    means2d, *_, offsets, ids, _, _ = arguments
+    bounds = torch.cat([offsets.new_zeros(1), offsets.flatten(), offsets.new_tensor([len(ids)])])
+    wrong = bool((bounds.diff() < 0).any())
+    if len(ids):
+        wrong = wrong or not 0 <= int(ids.amin()) <= int(ids.amax()) < len(means2d)
+    _refuse(wrong, ids, len(means2d))
+    return reference.composite(*arguments)
+
+
 def _refuse(wrong: int, ids: Tensor, rows: int) -> None:
     if wrong:
         raise ValueError(
@@ -371,12 +424,12 @@ COUNT_TILES = {
     "cuda": reference.count_tiles,
 }
 LIST_TILES = {
-    "reference": reference.list_tiles,
+    "reference": _reference_list_tiles,
     "native": _native_list_tiles,
     "cuda": reference.list_tiles,
 }
 COMPOSITE = {
-    "reference": reference.composite,
+    "reference": _reference_composite,
     "native": _native_composite,
     "cuda": reference.composite,
 }

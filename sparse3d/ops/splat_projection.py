@@ -1,4 +1,4 @@
-"""Gaussians seen by cameras: covariances, projection and spherical harmonics, with gradients.
+"""Gaussians seen by cameras: covariances and projection, with gradients.
 
 Names, arguments and numeric rules are those of gsplat 1.5.3.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import as_floats, working_dtype
 from .reference import splat as reference
 
 CAMERA_MODELS = tuple(reference.CAMERA_MODELS)
@@ -24,10 +25,21 @@ def quat_scale_to_covar_preci(
     """Covariance and precision matrices of oriented Gaussians.
 
     Args:
-        quats: [..., 4] quaternions (w, x, y, z) of any length.
-        scales: [..., 3] standard deviations.
+        quats: [..., 4] quaternions (w, x, y, z) of any length; computed in float64 where they are
+            that, else in float32.
+        scales: [..., 3] float, standard deviations.
         triu: give upper triangles [..., 6] in place of [..., 3, 3].
+
+    Raises:
+        ValueError: other numbers of columns, or integers.
     """
+    dtype = working_dtype("quats", quats)
+    quats, scales = quats.to(dtype), as_floats("scales", scales, dtype)
+    if quats.shape[-1:] != (4,) or scales.shape != (*quats.shape[:-1], 3):
+        raise ValueError(
+            f"quats have shape {tuple(quats.shape)} and scales {tuple(scales.shape)}; [..., 4] and "
+            "[..., 3] are needed"
+        )
     corner = torch.triu_indices(3, 3).tolist()
     both = []
     for wanted, axes in ((compute_covar, scales), (compute_preci, 1 / scales)):
@@ -56,6 +68,9 @@ def fully_fused_projection(
 ):
     """Projects Gaussians into every camera.
 
+    Computed in float64 where ``means`` are that, else in float32; other floats are converted, and
+    their gradients come back in their own dtype.
+
     Args:
         means: [..., N, 3] in the world's frame.
         covars: [..., N, 6] upper triangles, or None where ``quats`` and ``scales`` are given.
@@ -79,8 +94,12 @@ def fully_fused_projection(
         [nnz, ...], after batch_ids, camera_ids and gaussian_ids [nnz] int64.
 
     Raises:
-        ValueError: shapes that do not fit each other, or an unknown camera model.
+        ValueError: shapes that do not fit each other, integers where floats belong, or an unknown
+            camera model.
     """
+    means, covars, quats, scales, viewmats, Ks, opacities = _as_means(
+        *(means, covars, quats, scales, viewmats, Ks, opacities)
+    )
     check_projection(means, covars, quats, scales, viewmats, Ks, opacities, camera_model)
     batch = means.shape[:-2]
 
@@ -127,6 +146,9 @@ def fully_fused_projection_2dgs(
         [..., C, N, 3, 3] from (u, v, 1) on the surfel to homogeneous pixels, normals [..., C, N, 3]
         of length 1 in the camera's frame. All 0 where not seen.
     """
+    means, _, quats, scales, viewmats, Ks, _ = _as_means(
+        *(means, None, quats, scales, viewmats, Ks, None)
+    )
     check_projection(means, None, quats, scales, viewmats, Ks, None, "pinhole")
     batch = means.shape[:-2]
     given = (means, quats, scales, viewmats, Ks)
@@ -136,57 +158,11 @@ def fully_fused_projection_2dgs(
     return tuple(x.reshape(*batch, *x.shape[1:]) for x in outputs)
 
 
-def spherical_harmonics(
-    degrees_to_use: int,
-    dirs: Tensor,
-    coeffs: Tensor,
-    masks: Tensor | None = None,
-    shN: Tensor | None = None,
-) -> Tensor:
-    """Evaluates spherical harmonics up to degree 4.
-
-    Args:
-        degrees_to_use: highest degree, 0 .. 4; later coefficients are not looked at.
-        dirs: [..., 3] directions of any length.
-        coeffs: [..., K, 3]; of its leading dimensions all but the last may be 1 where those of
-            ``dirs`` are not: one set for all.
-        masks: [...] bool; False gives 0 and no gradient.
-        shN: [..., K - 1, 3] the coefficients but the constant ones, which then are ``coeffs``
-            [..., 1, 3]: as models hold them, without a copy of both in one.
-
-    Returns:
-        [..., 3]
-
-    Raises:
-        ValueError: the degree is not 0 .. 4 or more than the coefficients allow.
-    """
-    parts = [coeffs] if shN is None else [coeffs, shN]
-    terms = sum(part.shape[-2] for part in parts)
-    if degrees_to_use not in range(5) or (degrees_to_use + 1) ** 2 > terms:
-        raise ValueError(
-            f"degree {degrees_to_use} of spherical harmonics needs {(degrees_to_use + 1) ** 2} "
-            f"coefficients and must be 0..4; coeffs have shape {tuple(coeffs.shape)}"
-            + ("" if shN is None else f" and shN {tuple(shN.shape)}")
-        )
-    if shN is not None and (coeffs.shape[-2] != 1 or shN.shape[:-2] != coeffs.shape[:-2]):
-        raise ValueError(
-            f"coeffs have shape {tuple(coeffs.shape)} and shN {tuple(shN.shape)}; beside shN, "
-            "coeffs hold the constant ones alone: [..., 1, 3] and [..., K - 1, 3] are needed"
-        )
-    lead = dirs.shape[:-1]
-    images, shared = math.prod(lead[:-1]), math.prod(coeffs.shape[:-3])
-    for part in parts:
-        if part.shape[-1] != 3 or part.shape[-3:-2] != lead[-1:] or shared not in (1, images):
-            raise ValueError(
-                f"coeffs have shape {tuple(part.shape)} and dirs {tuple(dirs.shape)}; "
-                f"{(*lead, '(degree + 1)^2 or more', 3)} is needed, or 1 for leading dimensions"
-            )
-    rows = dirs.reshape(images, *lead[-1:], 3)
-    sets = [part.reshape(shared, *part.shape[-3:]) for part in parts]
-    seen = None if masks is None else masks.reshape(rows.shape[:2])
-    return _harmonics(
-        rows, sets[0], sets[1] if shN is not None else None, seen, degrees_to_use
-    ).reshape(dirs.shape)
+def _as_means(means: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    """``means``, covars, quats, scales, viewmats, Ks and opacities in one dtype."""
+    dtype = working_dtype("means", means)
+    names = ("covars", "quats", "scales", "viewmats", "Ks", "opacities")
+    return [means.to(dtype), *(as_floats(n, x, dtype) for n, x in zip(names, others))]
 
 
 def check_projection(means, covars, quats, scales, viewmats, Ks, opacities, camera_model) -> None:
@@ -197,6 +173,8 @@ def check_projection(means, covars, quats, scales, viewmats, Ks, opacities, came
         )
     if covars is None and (quats is None or scales is None):
         raise ValueError("neither covars nor both quats and scales are given")
+    if means.dim() < 2:
+        raise ValueError(f"means have shape {tuple(means.shape)}; [..., N, 3] is needed")
     batch, count = means.shape[:-2], means.shape[-2]
     cameras = viewmats.shape[-3] if viewmats.dim() > 2 else 1
     wanted = {
@@ -232,7 +210,7 @@ def _project(
     compensate: bool,
     camera_model: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = _contiguous(means, covars, quats, scales, viewmats, Ks, opacities)
+    tensors = contiguous(means, covars, quats, scales, viewmats, Ks, opacities)
     options = (size, eps2d, depth_range, radius_clip, compensate, camera_model)
     return backend.choose(PROJECT, means)(*tensors, *options)
 
@@ -262,8 +240,8 @@ def _project_gradient(
     camera_model: str,
 ) -> list[Tensor]:
     kernel = backend.choose(PROJECT_GRADIENT, means)
-    grads = _contiguous(grad_means2d, grad_depths, grad_conics, grad_compensations)
-    tensors = _contiguous(radii, means, covars, quats, scales, viewmats, Ks)
+    grads = contiguous(grad_means2d, grad_depths, grad_conics, grad_compensations)
+    tensors = contiguous(radii, means, covars, quats, scales, viewmats, Ks)
     return kernel(grads, *tensors, size, eps2d, camera_model)
 
 
@@ -291,50 +269,7 @@ def _backward(ctx, _, *grads):
 _project.register_autograd(_backward, setup_context=_setup)
 
 
-@torch.library.custom_op("sparse3d::splat_harmonics", mutates_args=())
-def _harmonics(
-    dirs: Tensor, coeffs: Tensor, rest: Tensor | None, masks: Tensor | None, degree: int
-) -> Tensor:
-    return backend.choose(HARMONICS, dirs)(*_contiguous(dirs, coeffs, rest, masks), degree)
-
-
-@_harmonics.register_fake
-def _(dirs, coeffs, rest, masks, degree):
-    return torch.empty_like(dirs)
-
-
-@torch.library.custom_op("sparse3d::splat_harmonics_gradient", mutates_args=())
-def _harmonics_gradient(
-    grad: Tensor,
-    dirs: Tensor,
-    coeffs: Tensor,
-    rest: Tensor | None,
-    masks: Tensor | None,
-    degree: int,
-) -> list[Tensor]:
-    kernel = backend.choose(HARMONICS_GRADIENT, dirs)
-    return kernel(*_contiguous(grad, dirs, coeffs, rest, masks), degree)
-
-
-@_harmonics_gradient.register_fake
-def _(grad, dirs, coeffs, rest, masks, degree):
-    return [torch.empty_like(x) for x in (dirs, coeffs, rest) if x is not None]
-
-
-def _setup_harmonics(ctx, inputs, output):
-    *tensors, ctx.degree = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_harmonics(ctx, grad):
-    found = _harmonics_gradient(grad, *ctx.saved_tensors, ctx.degree)
-    return *found, *[None] * (5 - len(found))
-
-
-_harmonics.register_autograd(_backward_harmonics, setup_context=_setup_harmonics)
-
-
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
@@ -399,68 +334,6 @@ def _native_project_gradient(*arguments) -> list[Tensor]:
     return [x for x in found if x is not None]
 
 
-def _reference_harmonics(
-    dirs: Tensor, coeffs: Tensor, rest: Tensor | None, masks: Tensor | None, degree: int
-) -> Tensor:
-    both = coeffs if rest is None else torch.cat([coeffs, rest], -2)
-    colors = reference.harmonics(degree, dirs, both)
-    return colors if masks is None else torch.where(masks[..., None], colors, 0)
-
-
-def _reference_harmonics_gradient(
-    grad: Tensor,
-    dirs: Tensor,
-    coeffs: Tensor,
-    rest: Tensor | None,
-    masks: Tensor | None,
-    degree: int,
-) -> list[Tensor]:
-    def evaluate(*given: Tensor) -> Tensor:
-        return _reference_harmonics(*[*given, None][:3], masks, degree)
-
-    given = [x for x in (dirs, coeffs, rest) if x is not None]
-    # Clones: the parts of a cut tensor are views of it, which an operator may not give.
-    return [x.clone() for x in torch.func.vjp(evaluate, *given)[1](grad)]
-
-
-def _native_harmonics(
-    dirs: Tensor, coeffs: Tensor, rest: Tensor | None, masks: Tensor | None, degree: int
-) -> Tensor:
-    if dirs.dtype != torch.float32:
-        return _reference_harmonics(dirs, coeffs, rest, masks, degree)
-    colors = torch.empty_like(dirs)
-    native.call(
-        "s3d_splat_harmonics",
-        *(dirs, coeffs, rest, masks, *_harmonics_sizes(dirs, coeffs, rest, degree)),
-        *(colors, cpu_level(), native.threads()),
-    )
-    return colors
-
-
-def _native_harmonics_gradient(
-    grad: Tensor,
-    dirs: Tensor,
-    coeffs: Tensor,
-    rest: Tensor | None,
-    masks: Tensor | None,
-    degree: int,
-) -> list[Tensor]:
-    if dirs.dtype != torch.float32:
-        return _reference_harmonics_gradient(grad, dirs, coeffs, rest, masks, degree)
-    found = [None if x is None else torch.empty_like(x) for x in (dirs, coeffs, rest)]
-    native.call(
-        "s3d_splat_harmonics_gradient",
-        *(grad, dirs, coeffs, rest, masks, *_harmonics_sizes(dirs, coeffs, rest, degree)),
-        *(*found, cpu_level(), native.threads()),
-    )
-    return [x for x in found if x is not None]
-
-
-def _harmonics_sizes(dirs: Tensor, coeffs: Tensor, rest: Tensor | None, degree: int) -> tuple:
-    others = 0 if rest is None else rest.shape[2]
-    return (*dirs.shape[:2], coeffs.shape[2], others, degree, len(coeffs) < len(dirs))
-
-
 def cpu_level() -> int:
     """The instruction set that $SPARSE3D_ISA asks for, as the kernels number it; 0: the best."""
     name = native.cpu_level()
@@ -479,14 +352,4 @@ PROJECT_GRADIENT = {
     "reference": _reference_gradient,
     "native": _native_project_gradient,
     "cuda": _reference_gradient,
-}
-HARMONICS = {
-    "reference": _reference_harmonics,
-    "native": _native_harmonics,
-    "cuda": _reference_harmonics,
-}
-HARMONICS_GRADIENT = {
-    "reference": _reference_harmonics_gradient,
-    "native": _native_harmonics_gradient,
-    "cuda": _reference_harmonics_gradient,
 }

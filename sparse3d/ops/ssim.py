@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import as_floats, working_dtype
 from .reference import ssim as reference
 
 C1, C2 = 0.01**2, 0.03**2
@@ -22,17 +23,18 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         b: as ``a``.
 
     Returns:
-        A scalar; 1 for equal pictures.
+        A scalar; 1 for equal pictures. float64 where ``a`` is that, else float32.
 
     Raises:
-        ValueError: shapes differ or are not [H, W, channels].
+        ValueError: shapes differ or are not [H, W, channels], or the pictures are integers.
     """
     if a.dim() != 3 or a.shape != b.shape or not a.numel():
         raise ValueError(
             f"pictures of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared; both "
             "must be [H, W, channels] with at least one pixel"
         )
-    return _ssim(a, b.detach())[0]
+    dtype = working_dtype("a", a)
+    return _ssim(a.to(dtype), as_floats("b", b.detach(), dtype))[0]
 
 
 def _window() -> Tensor:
@@ -68,7 +70,7 @@ def _reference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _native(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.dtype != torch.float32 or b.dtype != torch.float32:
+    if a.dtype != torch.float32:
         return _reference(a, b)
     a, b = a.contiguous(), b.contiguous()
     height, width, channels = a.shape

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import check_floats, check_shape
 from .reference import stereo as reference_ops
 
 
@@ -19,10 +20,10 @@ class View:
     """A picture beside the reference.
 
     Attributes:
-        image: float32 [h, w], 0..1.
-        rotation: [3, 3]; with ``shift`` it takes pixel (x, y) of the reference at inverse depth s
-            to this picture's homogeneous pixel rotation (x, y, 1) + s shift.
-        shift: [3].
+        image: float [h, w], 0..1.
+        rotation: [3, 3] float; with ``shift`` it takes pixel (x, y) of the reference at inverse
+            depth s to this picture's homogeneous pixel rotation (x, y, 1) + s shift.
+        shift: [3] float.
     """
 
     image: Tensor
@@ -41,12 +42,12 @@ def plane_sweep(
     """How unlike the reference's windows are to those of other pictures, at every depth.
 
     A window is compared with what a view shows if everything lies in a plane of that depth before
-    the reference, by normalised cross-correlation.
+    the reference, by normalised cross-correlation, in float32.
 
     Args:
-        reference: float32 [H, W], 0..1.
+        reference: float [H, W], 0..1.
         views: the others, of any sizes.
-        inverse: [P] inverse depths.
+        inverse: [P] float, inverse depths.
         radius: of the windows, pixels, 1 to 8.
         best: so many views that fit best count, as something may stand before the place in the
             others; 0: half. Those whose pictures end before it do not count.
@@ -57,14 +58,19 @@ def plane_sweep(
         it.
 
     Raises:
-        ValueError: no view, no depth, or a wrong size.
+        ValueError: no view, no depth, a wrong size, or integers where floats belong.
     """
-    if reference.dim() != 2 or not views or not inverse.numel() or not 1 <= radius <= 8:
+    one = reference.dim() == 2 and reference.numel() and inverse.dim() == 1 and inverse.numel()
+    if not one or not views or not 1 <= radius <= 8 or best < 0:
         raise ValueError(
-            f"a sweep of {inverse.numel()} planes over {len(views)} views with windows of radius "
-            f"{radius} and a reference of shape {tuple(reference.shape)}: it needs one plane and "
-            "one view at least, a radius of 1 to 8 and a reference [H, W]"
+            f"a sweep of {inverse.numel()} planes over {len(views)} views, {best} of them best, "
+            f"with windows of radius {radius} and a reference of shape {tuple(reference.shape)}: "
+            "it needs planes [P] and views, one of each at least, none less than 0 best, a radius "
+            "of 1 to 8 and a reference [H, W]"
         )
+    check_floats("reference", reference)
+    check_floats("inverse", inverse)
+    _check_views("views", views)
     best = min(best or (len(views) + 1) // 2, len(views))
     return backend.choose(SWEEP, reference)(reference, views, inverse, radius, best, floor)
 
@@ -76,22 +82,27 @@ def smooth_planes(
 
     Args:
         cost: uint8 [H, W, P], of ``plane_sweep``.
-        guide: float32 [H, W], 0..1: depth jumps mostly where this picture does.
+        guide: float [H, W], 0..1: depth jumps mostly where this picture does.
         small: price of going to the next plane from one pixel to the next.
         large: price of jumping farther where the guide is even.
-        edge: step of the guide that halves the price of a jump.
+        edge: step of the guide that halves the price of a jump, above 0.
 
     Returns:
         float32 [H, W]: planes 0..P-1, between two by a parabola.
 
     Raises:
-        ValueError: wrong sizes, or prices that 16 bits cannot add up.
+        ValueError: wrong sizes, no plane or pixel, a guide of integers, or prices that 16 bits
+            cannot add up.
     """
-    if cost.dim() != 3 or cost.dtype != torch.uint8 or guide.shape != cost.shape[:2]:
+    fit = cost.dim() == 3 and cost.dtype == torch.uint8 and guide.shape == cost.shape[:2]
+    if not fit or not cost.numel():
         raise ValueError(
             f"costs are {cost.dtype} {tuple(cost.shape)} and the guide {tuple(guide.shape)}; uint8 "
-            "[H, W, P] and [H, W] are needed"
+            "[H, W, P] and [H, W] are needed, with one pixel and one plane at least"
         )
+    check_floats("guide", guide)
+    if not edge > 0:
+        raise ValueError(f"edge is {edge}; it must be above 0")
     if not 0 <= small <= large <= 4000:
         raise ValueError(f"prices of {small} and {large}: 0 <= small <= large <= 4000 must hold")
     jumps = [_jumps(guide, dim, small, large, edge) for dim in (1, 0)]
@@ -112,8 +123,9 @@ def confirm_depths(
     pixel.
 
     Args:
-        depth: float32 [H, W] along the camera's axis; 0: not known.
-        inverse_K: [3, 3] inverse of the camera's matrix: from pixels (x, y, 1) to rays with z = 1.
+        depth: float [H, W] along the camera's axis, taken as float32; 0: not known.
+        inverse_K: [3, 3] float, inverse of the camera's matrix: from pixels (x, y, 1) to rays
+            with z = 1.
         others: views whose ``image`` is their depth [h, w], 0 where not known.
         most_miss: pixels between the pixel and where it is led back to.
         most_apart: relative difference of the two depths there.
@@ -125,10 +137,15 @@ def confirm_depths(
         that confirm, infinite where none does.
 
     Raises:
-        ValueError: a depth that is not [H, W], or of no pixel.
+        ValueError: a depth that is not [H, W], or of no pixel, or other wrong sizes or integers.
     """
     if depth.dim() != 2 or not depth.numel():
         raise ValueError(f"depth has shape {tuple(depth.shape)}; [H, W] is needed")
+    check_floats("depth", depth)
+    check_floats("inverse_K", inverse_K)
+    check_shape("inverse_K", inverse_K, (3, 3))
+    _check_views("others", others)
+    depth = depth.float()
     if not others:
         nobody = torch.zeros(depth.shape, dtype=torch.int32, device=depth.device)
         return nobody, nobody.clone(), torch.full_like(depth, torch.inf)
@@ -137,6 +154,31 @@ def confirm_depths(
     return backend.choose(CONFIRM, depth)(
         depth, inverse_K, others, backs, most_miss, most_apart, sine
     )
+
+
+def _check_views(name: str, views: list[View]) -> None:
+    """Refuses views that would lead a kernel astray."""
+    for number, view in enumerate(views):
+        for part, shape in (("image", view.image.shape), ("rotation", (3, 3)), ("shift", (3,))):
+            check_floats(f"{name}[{number}].{part}", getattr(view, part))
+            check_shape(f"{name}[{number}].{part}", getattr(view, part), shape)
+        if view.image.dim() != 2 or not view.image.numel():
+            raise ValueError(
+                f"{name}[{number}].image has shape {tuple(view.image.shape)}; [h, w] is needed"
+            )
+
+
+def _in_float32(views: list[View]) -> list[View]:
+    return [View(v.image.float(), v.rotation.float(), v.shift.float()) for v in views]
+
+
+def _reference_sweep(reference, views, inverse, *options) -> Tensor:
+    given = (reference.float(), _in_float32(views), inverse.float())
+    return reference_ops.plane_sweep(*given, *options)
+
+
+def _reference_confirm(depth, inverse_K, others, *options):
+    return reference_ops.confirm_depths(depth, inverse_K, _in_float32(others), *options)
 
 
 def _jumps(guide: Tensor, dim: int, small: float, large: float, edge: float) -> Tensor:
@@ -171,7 +213,7 @@ def _native_sweep(reference, views, inverse, radius, best, floor) -> Tensor:
 def _native_smooth(cost, small, along, across) -> Tensor:
     cost = cost.contiguous()
     height, width, planes = cost.shape
-    total = native.empty(height, width, planes, dtype=torch.int16)
+    total = native.empty(height, width, planes, dtype=torch.uint16)
     best = torch.empty(height, width)
     native.call(
         "s3d_smooth_planes",
@@ -182,7 +224,7 @@ def _native_smooth(cost, small, along, across) -> Tensor:
 
 
 def _native_confirm(depth, inverse_K, others, backs, most_miss, most_apart, sine):
-    depth = depth.float().contiguous()
+    depth = depth.contiguous()
     voices, asked = torch.empty(2, *depth.shape, dtype=torch.int32)
     doubt = torch.empty_like(depth)
     shifts = torch.stack([other.shift.double() for other in others])
@@ -201,14 +243,14 @@ def _native_confirm(depth, inverse_K, others, backs, most_miss, most_apart, sine
 
 
 SWEEP = {
-    "reference": reference_ops.plane_sweep,
+    "reference": _reference_sweep,
     "native": _native_sweep,
-    "cuda": reference_ops.plane_sweep,
+    "cuda": _reference_sweep,
 }
 CONFIRM = {
-    "reference": reference_ops.confirm_depths,
+    "reference": _reference_confirm,
     "native": _native_confirm,
-    "cuda": reference_ops.confirm_depths,
+    "cuda": _reference_confirm,
 }
 SMOOTH = {
     "reference": reference_ops.smooth_planes,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import as_floats, working_dtype
 from .reference import transport as reference
 from .voxelize import canonical_order, voxelize
 
@@ -31,27 +32,40 @@ def transport(
 ) -> tuple[Tensor, Tensor]:
     """Carries ``values`` of the second cloud to the first by the transport plan between them.
 
-    Differentiable in features, values, eps and gamma, through all iterations. float64 is legal.
+    Differentiable in features, values, eps and gamma, through all iterations. Everything is
+    computed in float64 where the first features are that, else in float32.
 
     Args:
-        features: [N, C] and [M, C], of norm one.
-        points: [N, 3] and [M, 3] metres; no gradient flows to them.
-        values: [M, D].
+        features: [N, C] and [M, C] float, of norm one.
+        points: [N, 3] and [M, 3] float, metres; no gradient flows to them.
+        values: [M, D] float.
         eps: scalar > 0, the weight of the entropy.
         gamma: scalar > 0, how much the marginals count; the power is gamma / (gamma + eps).
         iterations: of Sinkhorn; 0: the kernel itself is the plan.
         radius: metres; pairs at least as far apart are not in the plan.
-        batch: [N] and [M] int64 samples; None: all are one sample.
+        batch: [N] and [M] integer samples, 0 or more; None: all are one sample.
 
     Returns:
         T V [N, D] and the plan's row sums [N].
 
     Raises:
-        ValueError: shapes that do not fit each other, or a negative number of iterations.
+        ValueError: shapes that do not fit each other, integers where floats belong, a point that
+            is not finite, or a negative number of iterations.
     """
     _check(features, points, values, iterations)
+    dtype = working_dtype("features", features[0])
+    features = tuple(as_floats("features", f, dtype) for f in features)
+    points = tuple(as_floats("points", p, dtype) for p in points)
+    values = as_floats("values", values, dtype)
     if batch is None:
         batch = tuple(torch.zeros(len(p), dtype=torch.int64, device=p.device) for p in points)
+    for rows, index in zip(points, batch):
+        if index.shape != rows.shape[:1] or index.is_floating_point():
+            raise ValueError(
+                f"batch holds {index.dtype} of shape {tuple(index.shape)} for {len(rows)} points; "
+                "one integer per point is needed"
+            )
+    batch = tuple(index.long() for index in batch)
     # neighbours side by side, and one order of the rows whatever theirs was
     orders = [_near_order(p, index, radius) for p, index in zip(points, batch)]
     features, points, batch = (
@@ -99,6 +113,8 @@ def transport_flow(
     Arguments as ``transport``. A point that nothing within the radius corresponds to is sent to
     the origin, as published: its row sum is 0.
     """
+    dtype = working_dtype("features", features[0])
+    points = tuple(as_floats("points", p, dtype) for p in points)
     target, mass = transport(features, points, points[1], eps, gamma, iterations, radius, batch)
     return target / (mass[:, None] + GUARD) - points[0], mass
 

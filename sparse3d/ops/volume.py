@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import as_floats, working_dtype
 from .reference import volume as reference
 
 _MOST_STEPS = 100_000  # in one box
@@ -73,20 +74,28 @@ def ray_weights(
 ) -> RayWeights:
     """Alpha compositing of R rays through each of M boxes; differentiable by ``density``.
 
+    Computed in float64 where ``density`` is that, else in float32; the weights come in its dtype.
+
     Args:
         origins: [M, R, 3] float, world.
-        directions: [M, R, 3], of any length but zero.
-        lower: [M, 3] corner of the box where its first node sits.
-        upper: [M, 3] opposite corner, the last node.
-        density: [M, X, Y, Z] before softplus.
+        directions: [M, R, 3] float, of any length but zero.
+        lower: [M, 3] float, corner of the box where its first node sits.
+        upper: [M, 3] float, opposite corner, the last node.
+        density: [M, X, Y, Z] float, before softplus.
         mask: [M, X, Y, Z] bool, nodes whose surroundings count; all if None.
-        voxel_size: [M] metres, of which ``settings.step`` is a share; cube root of the box's volume
-            per node if None.
+        voxel_size: [M] float, metres, of which ``settings.step`` is a share; cube root of the
+            box's volume per node if None.
         settings: how rays are sampled.
 
     Raises:
-        ValueError: shapes do not fit, or a box is empty.
+        ValueError: shapes or types do not fit, a box is empty, a direction is zero, or a number is
+            not finite: a density of NaN, which a diverged training leaves, is no transparency.
     """
+    given, dtype = density, working_dtype("density", density)
+    density, origins = density.to(dtype), as_floats("origins", origins, dtype)
+    directions = as_floats("directions", directions, dtype)
+    lower, upper = as_floats("lower", lower, dtype), as_floats("upper", upper, dtype)
+    voxel_size = as_floats("voxel_size", voxel_size, dtype)
     _check(origins, directions, lower, upper, density)
     edges = upper - lower
     if not bool((edges > 0).all()):
@@ -110,7 +119,8 @@ def ray_weights(
     numbers = (*numbers, settings.threshold, settings.stop)
     run = backend.choose(RAY_WEIGHTS, density)
     step = voxel_size * settings.step
-    return RayWeights(*run(origins, directions, lower, upper, density, mask, step, numbers))
+    *found, used = run(origins, directions, lower, upper, density, mask, step, numbers)
+    return RayWeights(*(value.to(given.dtype) for value in found), used)
 
 
 def _check(origins, directions, lower, upper, density) -> None:
@@ -133,8 +143,14 @@ def _check(origins, directions, lower, upper, density) -> None:
                 f"{name} is {tuple(value.shape)}; with density {tuple(density.shape)} and origins "
                 f"{tuple(origins.shape)}, {shape} is needed"
             )
+    for name, value in (
+        *(("origins", origins), ("directions", directions), ("lower", lower), ("upper", upper)),
+        ("density", density),
+    ):
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinity; leave such rays and boxes out")
+    if not bool((directions != 0).any(-1).all()):
+        raise ValueError("directions holds a zero; such a ray leads nowhere: leave it out")
 
 
 def render(weights: RayWeights, features: Tensor, clamp: bool = True) -> Tensor:
@@ -142,10 +158,20 @@ def render(weights: RayWeights, features: Tensor, clamp: bool = True) -> Tensor:
 
     Args:
         weights: of M boxes.
-        features: [M, N, C], or [M, X, Y, Z, C].
+        features: [M, N, C] float, or [M, X, Y, Z, C]; taken in the dtype of the weights.
         clamp: cut to [-1, 1], as FaVoR does; the gradient is zero where it cuts.
+
+    Raises:
+        ValueError: features that do not fit the weights, or are integers.
     """
-    features = features.flatten(1, -2)
+    if features.dim() > 3:
+        features = features.flatten(1, -2)
+    if features.dim() != 3 or features.shape[:2] != weights.nodes.shape[::2]:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)}; for weights of shape "
+            f"{tuple(weights.nodes.shape)}, M boxes, R rays and N nodes, [M, N, C] is needed"
+        )
+    features = as_floats("features", features, weights.nodes.dtype)
     blend = backend.choose(BLEND, features)
     return blend(weights.nodes, features, weights.transmittance, 1.0 if clamp else math.inf)
 
@@ -173,12 +199,7 @@ def ray_box(
 
 
 def _native(origins, directions, lower, upper, density, mask, step, settings):
-    if density.dtype not in NATIVE_TYPES:
-        values = (origins, directions, lower, upper, density)
-        wide = _native(*(v.float() for v in values), mask, step.float(), settings)
-        return *(v.to(density.dtype) for v in wide[:3]), wide[3]
-    values = (v.to(density.dtype) for v in (origins, directions, lower, upper))
-    return _weights(*values, density, mask, step.to(density.dtype), list(settings))
+    return _weights(origins, directions, lower, upper, density, mask, step, list(settings))
 
 
 @torch.library.custom_op("sparse3d::ray_weights", mutates_args=())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backend, native
+from .arguments import check_floats, working_dtype
 from .keys import KeySpace
 from .reference import voxelize as reference
 
@@ -23,9 +24,9 @@ def voxelize(
     """The occupied cells, and the cell of each point: floor((point - origin) / voxel_size).
 
     Args:
-        points: [P, D] float, world metres.
+        points: [P, D] float, world metres; computed in float64 or, if narrower, in float32.
         batch_index: [P] integer, the sample of each point.
-        voxel_size: metres, per axis.
+        voxel_size: metres, per axis, above 0.
         origin: lower corner of cell 0, metres, per axis.
         shape: cells per axis; None for an unbounded grid.
 
@@ -35,7 +36,8 @@ def voxelize(
 
     Raises:
         ValueError: a coordinate is NaN or infinite, a batch index is negative, a cell number does
-            not fit int32, or the keys of all cells do not fit 63 bits.
+            not fit int32, the keys of all cells do not fit 63 bits, or the cells are not described
+            by one finite number per axis.
     """
     if points.dim() != 2 or points.shape[1] != len(voxel_size):
         raise ValueError(
@@ -47,11 +49,27 @@ def voxelize(
             f"batch_index has shape {tuple(batch_index.shape)} and type {batch_index.dtype}; one "
             f"integer per point, ({len(points)},), is needed"
         )
-    return _voxelize(points, batch_index, voxel_size, origin, shape)
+    cells = (1,) * len(voxel_size) if shape is None else shape
+    numbers = (*voxel_size, *origin)
+    if not len(voxel_size) == len(origin) == len(cells) or not all(map(math.isfinite, numbers)):
+        raise ValueError(
+            f"voxel_size {tuple(voxel_size)}, origin {tuple(origin)} and shape {shape} must have "
+            "one finite number per axis"
+        )
+    if min(voxel_size) <= 0:
+        raise ValueError(f"voxel_size is {tuple(voxel_size)}; every edge must be positive")
+    points = points.to(working_dtype("points", points))
+    return _voxelize(points, batch_index.long(), voxel_size, origin, shape)
 
 
 def unique_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The different ``keys`` [P] int64 (0 or more), ascending, and the place [P] of each there."""
+    """The different ``keys`` [P] int64 (0 or more), ascending, and the place [P] of each there.
+
+    Raises:
+        ValueError: keys of another type or shape.
+    """
+    if keys.dtype != torch.int64 or keys.dim() != 1:
+        raise ValueError(f"keys are {keys.dtype} of shape {tuple(keys.shape)}; int64 [P] is needed")
     return _unique_keys(keys)
 
 
@@ -79,14 +97,26 @@ def segment_reduce(values: Tensor, index: Tensor, segments: int, reduce: str) ->
             f"values have shape {tuple(values.shape)} and index is {index.dtype} of shape "
             f"{tuple(index.shape)}; [P, C] and int64 [P] are needed"
         )
+    check_floats("values", values)
+    if segments < 0:
+        raise ValueError(f"segments is {segments}; it must be 0 or more")
     return _segment_reduce(values, index, segments, reduce)[0]
 
 
 def segment_expand(values: Tensor, index: Tensor) -> Tensor:
     """Row [P, C] of ``values`` [segments, C] for each ``index`` [P] (0 where it is -1).
 
-    As indexing, but the gradient adds up in an order that does not depend on threads.
+    As indexing, but the gradient adds up in an order that does not depend on threads. Integers are
+    copied exactly.
+
+    Raises:
+        ValueError: shapes do not fit, or ``index`` is not int64 in [-1, segments).
     """
+    if values.dim() != 2 or index.dim() != 1 or index.dtype != torch.int64:
+        raise ValueError(
+            f"values have shape {tuple(values.shape)} and index is {index.dtype} of shape "
+            f"{tuple(index.shape)}; [segments, C] and int64 [P] are needed"
+        )
     return _segment_expand(values, index)
 
 
@@ -124,6 +154,8 @@ def hard_voxelize(
         if cap is not None and cap < 1:
             raise ValueError(f"{name} is {cap}; it must be 1 or more")
     dims = len(voxel_size)
+    if points.dim() != 2:
+        raise ValueError(f"points have shape {tuple(points.shape)}; [P, C] is needed")
     coords, index = voxelize(points[:, :dims], batch_index, voxel_size, origin, shape)
     if max_voxels is not None:
         coords, index = _first_voxels(coords, index, max_voxels)
@@ -138,13 +170,18 @@ def canonical_order(values: Tensor, index: Tensor, segments: int) -> Tensor:
     """Rows ordered by segment and inside it by value: the same sequence for any order of the rows.
 
     Args:
-        values: [P, C] float32; the first column is the slowest key.
+        values: [P, C] float, read as float32; the first column is the slowest key.
         index: [P] int64 segment of each row; rows of -1 are left out.
         segments: number of segments.
 
     Returns:
         [P'] int64 rows.
+
+    Raises:
+        ValueError: shapes do not fit, or ``index`` is not int64 in [-1, segments).
     """
+    if values.dim() != 2:
+        raise ValueError(f"values have shape {tuple(values.shape)}; [P, C] is needed")
     return _canonical_order(values, index, segments)
 
 
@@ -227,8 +264,6 @@ def _native_voxelize(points, batch_index, voxel_size, origin, shape):
 
 
 def _native_unique(keys):
-    if keys.dtype != torch.int64 or keys.dim() != 1:
-        raise ValueError(f"keys are {keys.dtype} of shape {tuple(keys.shape)}; int64 [P] is needed")
     unique, _, inverse = _native_sorted(keys)
     return unique, inverse
 
@@ -266,7 +301,7 @@ def _native_reduce(values, index, segments, reduce):
 
 
 def _native_reduce_backward(grad, index, extra, reduce):
-    if grad.dtype == torch.float64:
+    if grad.dtype == torch.float64 or not grad.is_floating_point():  # float32 rounds integers
         return reference.segment_reduce_backward(grad, index, extra, reduce)
     if grad.dtype != torch.float32:
         return _native_reduce_backward(grad.float(), index, extra, reduce).to(grad.dtype)
@@ -284,6 +319,11 @@ def _native_reduce_backward(grad, index, extra, reduce):
 
 
 def _reference_expand(values, index):
+    native.check_index("index", index, index.numel(), len(values), least=-1)
+    return _cuda_expand(values, index)
+
+
+def _cuda_expand(values, index):  # torch checks indices there
     return reference.segment_reduce_backward(values, index, index[:0], "sum")
 
 
@@ -296,6 +336,11 @@ def _native_ranks(index, segments):
     ranks = torch.empty_like(index)
     native.call("s3d_segment_ranks", index.contiguous(), len(index), segments, ranks)
     return ranks
+
+
+def _reference_order(values, index, segments):
+    native.check_index("index", index, len(values), segments, least=-1)
+    return reference.canonical_order(values, index, segments)
 
 
 def _native_order(values, index, segments):
@@ -423,6 +468,10 @@ _VOXELIZE = _table(_reference_voxelize, _native_voxelize)
 _UNIQUE = _table(reference.unique_keys, _native_unique)
 _REDUCE = _table(reference.segment_reduce, _native_reduce)
 _REDUCE_BACKWARD = _table(reference.segment_reduce_backward, _native_reduce_backward)
-_EXPAND = _table(_reference_expand, _native_expand)
+_EXPAND = {"reference": _reference_expand, "native": _native_expand, "cuda": _cuda_expand}
 _RANKS = _table(reference.segment_ranks, _native_ranks)
-_ORDER = _table(reference.canonical_order, _native_order)
+_ORDER = {
+    "reference": _reference_order,
+    "native": _native_order,
+    "cuda": reference.canonical_order,
+}

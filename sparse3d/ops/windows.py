@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from . import backend, native
-from .keys import KeySpace
+from .keys import KeySpace, extremes
 from .reference import windows as reference
 from .voxelize import unique_keys
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ def window_sets(
     """Cuts the voxels into windows, and each window into sets of nearly equal size.
 
     Args:
-        coords: [N, 4] integer, (batch, x, y, z), not negative; any order.
+        coords: [N, 4] integer, (batch, x, y, z), cells of the grid; any order.
         shape: cells of the grid along x, y, z.
         window: cells of a window along x, y, z.
         shift: cells by which the windows are displaced; along z it is ignored where a window is as
@@ -67,9 +69,10 @@ def window_sets(
         set_size: most voxels of a set. A window of N voxels makes ceil(N / set_size) sets.
 
     Raises:
-        ValueError: a size is less than 1, a shift is negative, or a row is no cell of a grid.
+        ValueError: a size is less than 1, a shift is negative, or a row is no cell of the grid. A
+            compiled program takes the rows on trust.
     """
-    _check_cells(coords)
+    _check_cells(coords, shape)
     if min(window) < 1 or set_size < 1 or min(shift) < 0:
         raise ValueError(
             f"window {tuple(window)} and set_size {set_size} must be 1 or more, and shift "
@@ -88,7 +91,7 @@ def pool_cells(
     """The cells of a grid coarser by ``stride``.
 
     Args:
-        coords: [N, 4] integer, (batch, x, y, z), not negative.
+        coords: [N, 4] integer, (batch, x, y, z), cells of the grid.
         shape: cells along x, y, z.
         stride: fine cells per coarse cell along x, y, z.
 
@@ -97,34 +100,41 @@ def pool_cells(
         in it, of stride_x * stride_y * stride_z, x slowest.
 
     Raises:
-        ValueError: a stride is less than 1, or a row is no cell of a grid.
+        ValueError: a stride is less than 1, or a row is no cell of the grid. A compiled program
+            takes the rows on trust.
     """
-    _check_cells(coords)
+    _check_cells(coords, shape)
     if min(stride) < 1:
         raise ValueError(f"stride is {tuple(stride)}; it must be 1 or more along every axis")
     samples = int(coords[:, 0].max()) + 1 if len(coords) else 1
     coarse = (-(-cells // step) for cells, step in zip(shape, stride))
     space = KeySpace((0, 0, 0, 0), (samples, *coarse))
+    coords = coords.long()
     edges = coords.new_tensor(stride)
     cells = torch.cat([coords[:, :1], coords[:, 1:].div(edges, rounding_mode="floor")], 1)
-    x, y, z = (coords[:, 1:] - cells[:, 1:] * edges).long().unbind(1)
+    x, y, z = (coords[:, 1:] - cells[:, 1:] * edges).unbind(1)
     unique, cell_of_row = unique_keys(space.keys(cells))
     return space.coords(unique), cell_of_row, (x * stride[1] + y) * stride[2] + z
 
 
-def _check_cells(coords: Tensor) -> None:
-    if coords.dim() != 2 or coords.shape[1] != 4 or coords.is_floating_point():
+def _check_cells(coords: Tensor, shape: tuple[int, ...]) -> None:
+    if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype not in _INTEGERS:
         raise ValueError(
             f"coords are {coords.dtype} of shape {tuple(coords.shape)}; integers [N, 4] (batch, x, "
             "y, z) are needed"
         )
     if torch.compiler.is_compiling():  # a compiled program takes the values on trust
         return
-    if len(coords) and coords.amin() < 0:
-        row = int((coords < 0).any(1).nonzero()[0])
+    limits = (2**31, *shape)  # as int32 the rows go on
+    if not len(coords):
+        return
+    low, high = (column.tolist() for column in extremes(coords))
+    if min(low) < 0 or any(most >= limit for most, limit in zip(high, limits)):
+        rows = coords.long()  # a narrow type could not even hold the limits
+        row = int(((rows < 0) | (rows >= rows.new_tensor(limits))).any(1).nonzero()[0])
         raise ValueError(
-            f"row {row} of coords is {tuple(coords[row].tolist())}; windows begin at cell 0: drop "
-            "rows outside the grid"
+            f"row {row} of coords is {tuple(coords[row].tolist())}; it must lie in a grid of "
+            f"{tuple(shape)} cells from 0: drop rows outside the grid"
         )
 
 
@@ -156,6 +166,8 @@ def _native_partition(coords, windows, size, shift, set_size):
         "s3d_window_partition",
         *(coords, number, *numbers, window_index, inside, order, offsets, native.threads()),
     )
+    if found < 0:  # a compiled program's rows were not looked at before
+        raise ValueError("coords hold negative numbers; drop rows outside the grid")
     return window_index, inside, order, offsets[: found + 1].clone()
 
 

@@ -25,6 +25,8 @@ class VoxelGrid:
     def __post_init__(self):
         if any(not 0 < size < math.inf for size in self.voxel_size):
             raise ValueError(f"voxel_size is {self.voxel_size}; every edge must be positive")
+        if not all(map(math.isfinite, self.origin)):
+            raise ValueError(f"origin is {self.origin}; finite metres are needed")
         cells = (1,) * len(self.voxel_size) if self.shape is None else self.shape
         if not len(self.voxel_size) == len(self.origin) == len(cells) or min(cells) < 1:
             raise ValueError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sparse3d.ops.arguments import check_floats
 from sparse3d.ops.keys import extremes, find_rows, sort_rows
 from sparse3d.ops.voxelize import segment_expand, segment_reduce, voxelize
 
@@ -99,7 +100,7 @@ class SparseVoxels:
             batch_index: [P] integer, the sample of each point.
             grid: bounded grids drop points outside, unbounded ones drop none.
             batch_size: number of samples.
-            features: [P, C] what a voxel carries; the points' own columns if None.
+            features: [P, C] float, what a voxel carries; the points' own columns if None.
             reduce: 'mean', 'max' or 'sum' over a voxel's points.
 
         Returns:
@@ -107,7 +108,7 @@ class SparseVoxels:
 
         Raises:
             ValueError: a coordinate is NaN or infinite, a batch index outside [0, batch_size),
-                shapes do not fit, or keys would overflow.
+                shapes do not fit, points or features are integers, or keys would overflow.
         """
         dims = len(grid.voxel_size)
         if points.dim() != 2 or points.shape[1] < dims:
@@ -122,6 +123,8 @@ class SparseVoxels:
             raise ValueError(
                 f"batch_index goes up to {int(coords[-1, 0])} but batch_size is {batch_size}"
             )
+        if features is not None:
+            check_floats("features", features)
         values = segment_reduce(
             points if features is None else features, point_to_voxel, coords.shape[0], reduce
         )
@@ -143,7 +146,7 @@ class SparseVoxels:
 
         Args:
             coords: [N, 1+D] integer, (batch, x, y, z) in cells of ``stride``.
-            features: [N, C].
+            features: [N, C]; floats where cells may be given twice.
             grid: the base grid.
             batch_size: number of samples.
             stride: base cells per cell; all ones if None.
@@ -167,6 +170,8 @@ class SparseVoxels:
         if shape is None and all(s == 1 for s in stride):
             shape = grid.shape
         _check_rows(coords, batch_size, shape)
+        if duplicates in ("mean", "sum", "max"):
+            check_floats("features", features)
         unique, first, inverse = sort_rows(coords.int())
         if torch.compiler.is_compiling() and duplicates != "first":  # how many there are is unknown
             rule = "sum" if duplicates == "error" else duplicates

@@ -23,11 +23,6 @@ def test_without_library_the_definition_runs(monkeypatch):
     assert backend.backend(torch.zeros(1)) == "reference"
 
 
-def test_a_call_refuses_strided_tensors():
-    with pytest.raises(ValueError, match="contiguous"):
-        native._argument("op", 0, torch.zeros(3, 4).t())
-
-
 def test_no_compiler_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr(native_build, "compiler", lambda: None)
     with pytest.raises(RuntimeError, match="install g"):

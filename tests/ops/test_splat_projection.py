@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from sparse3d.ops import backend
+from sparse3d.ops.splat_harmonics import spherical_harmonics
 from sparse3d.ops.splat_projection import (
     CAMERA_MODELS,
     fully_fused_projection,
     fully_fused_projection_2dgs,
     quat_scale_to_covar_preci,
-    spherical_harmonics,
 )
 from tests.ops.splat_cases import (
     LEVELS,

@@ -6,7 +6,7 @@
 // coords [n, 4] int32 (batch, x, y, z), any order. Writes the window of each row, its coordinates in
 // the window (x, y, z), the rows in both orders (windows ascending; inside, axis 0 by (y, x, z) and
 // axis 1 by (x, y, z)) and where each set begins in either order (up to n + 1 numbers).
-// Returns the number of sets.
+// Returns the number of sets, or -1 where a coordinate is negative.
 EXPORT int64_t s3d_window_partition(const int32_t* coords, int64_t n, const int64_t* windows,
                                     const int64_t* size, const int64_t* shift, int64_t set_size,
                                     int64_t* window_index, int32_t* inside, int64_t* order,
@@ -14,6 +14,7 @@ EXPORT int64_t s3d_window_partition(const int32_t* coords, int64_t n, const int6
   int64_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     int64_t window = coords[4 * i];
+    if ((coords[4 * i] | coords[4 * i + 1] | coords[4 * i + 2] | coords[4 * i + 3]) < 0) return -1;
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t shifted = coords[4 * i + 1 + axis] + shift[axis];
       window = window * windows[axis] + shifted / size[axis];

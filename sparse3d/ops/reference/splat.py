@@ -1,4 +1,5 @@
-"""Gaussians seen by cameras, in torch. The definition of ``ops.splat_projection``.
+"""Gaussians seen by cameras, in torch. The definition of ``ops.splat_projection`` and
+``ops.splat_harmonics``.
 
 Formulas: Zwicker et al., EWA splatting; Kerbl et al., 3D Gaussian splatting; numeric rules of
 gsplat 1.5.3. Every function is differentiable by autograd.
