@@ -119,6 +119,14 @@ class ViewDataset(Dataset):
         rows = np.linspace(0, len(views) - 1, self.train_views).round().astype(int)
         return [views[row] for row in rows]
 
+    def contents(self) -> list[bytes]:
+        """What tells these views from others: their names and where they were taken from."""
+        return [
+            part
+            for view in self.views
+            for part in (view.name.encode(), np.asarray(view.world_to_cam, np.float32).tobytes())
+        ]
+
     @property
     def metainfo(self) -> dict[str, Any]:
         """What the engine hands to metrics and visualizers."""

@@ -39,6 +39,7 @@ from .hooks import FINAL, POINTER, latest_checkpoint
 from .loops import TrainLoop
 from .optim import NotFiniteError
 from .progress import LOG, cut_log, read_log
+from .same_data import compare_data, data_of
 
 # mmengine looks for our scope in each of its registries and warns about every one without it.
 _SCOPED = [
@@ -159,6 +160,11 @@ class Runner(MMRunner):
         """The config as a file would have it; formatting it takes a while."""
         return self.cfg.pretty_text
 
+    @cached_property
+    def training_data(self) -> dict[str, str]:
+        """Which data the training is of; finding it out can load a sample."""
+        return data_of(self.train_dataloader.dataset)
+
     @property
     def bare_model(self) -> nn.Module:
         """The model without its wrapper."""
@@ -199,6 +205,7 @@ class Runner(MMRunner):
                 "seed": self.seed,
                 "processes": self.world_size,
                 "iterations_per_epoch": len(self.train_dataloader),
+                "data": self.training_data,
                 "config": self.cfg.filename,
                 "config_text": self.config_text,
             },
@@ -260,6 +267,9 @@ class Runner(MMRunner):
         """
         checkpoint = read_checkpoint(filename)
         meta = checkpoint["meta"]
+        moved = compare_data(meta.get("data", {}), self.training_data, filename)
+        if moved:
+            self.logger.warning(moved)
         present = {
             "seed": self.seed,
             "processes": self.world_size,

@@ -311,6 +311,15 @@ def test_wrong_arguments_are_said_in_one_line(folder, weights, monkeypatch, caps
     assert "takes key.inner=value pairs, not 'lr'" in capsys.readouterr().err
 
 
+def test_a_detector_is_not_trained_on_with_other_frames(folder, tmp_path):
+    train = ("train", folder / "config.py", "--work-dir", folder / "run")
+    tool(*train)
+    cloud = np.fromfile(folder / "velodyne/000000.bin", np.float32)
+    (cloud + 0.01).tofile(folder / "velodyne/000000.bin")
+    with pytest.raises(SystemExit, match=f"^error: cannot resume .* other data of {folder} "):
+        tool(*train, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
+
+
 def test_no_database_is_made_of_classes_in_no_label(folder):
     option = "train_dataloader.dataset.class_names=[Cars]"
     arguments = ("database", folder / "config.py", "--out", folder / "objects")

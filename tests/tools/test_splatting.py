@@ -70,6 +70,21 @@ def test_a_killed_run_ends_as_one_never_stopped(place, trained, tmp_path, monkey
         assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_training_is_never_resumed_on_another_place(place, trained, tmp_path, capsys):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(trained, run)
+    shutil.copytree(place, moved)
+    other = write_colmap(tmp_path / "other", 6)
+    resume = ("train", CONFIG, "--resume", "--work-dir", run)
+    with pytest.raises(SystemExit, match=f"^error: .*{place}, not of {other}; .*--work-dir") as end:
+        tool(*resume, *options(other))
+    assert "\n" not in str(end.value)
+    capsys.readouterr()
+    tool(*resume, *options(moved), "train_cfg.max_epochs=4")  # the same place, elsewhere
+    assert f"the data were in {place} and are now in {moved}" in "".join(capsys.readouterr())
+    assert (run / "epoch_4.pth").is_file()
+
+
 def test_the_held_out_views_are_judged_and_drawn(place, trained, tmp_path):
     out, show = tmp_path / "metrics.json", tmp_path / "show"
     weights = trained / "final.pth"
