@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, is of another toolkit, holds NaN or infinity, or does
-            not fit the model; the message names the first missing, unexpected or misshapen tensors.
+            not fit the model, or has its classes in another order; the message names the first
+            missing, unexpected or misshapen tensors.
     """
     checkpoint = read_checkpoint(path)
     state = _state_of(checkpoint, path)
@@ -102,6 +104,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
             f"{len(spoilt)} tensors in {path} hold NaN or infinity, the first is {spoilt[0]}: the "
             "training had diverged; take an earlier checkpoint. Nothing was loaded"
         )
+    _compare_classes(meta, model, path)
     model.load_state_dict(state)
     return meta
 
@@ -157,6 +160,19 @@ def _is_state(value: Any) -> bool:
         and len(value) > 0
         and all(isinstance(tensor, Tensor) for tensor in value.values())
     )
+
+
+def _compare_classes(meta: Mapping, model: nn.Module, path: str | Path) -> None:
+    """Refuses the model's classes in another order; warns of others, as one trains on them."""
+    then, now = meta.get("class_names"), getattr(model, "class_names", None)
+    if not then or not now:
+        return
+    text = f"{path} was trained for the classes {list(then)}, but the model's are {list(now)}"
+    then, now = ([name.lower() for name in names] for names in (then, now))
+    if then != now and sorted(then) == sorted(now):
+        raise ValueError(f"{text}: give the config's class_names that order. Nothing was loaded")
+    if then != now:
+        warnings.warn(text, stacklevel=3)
 
 
 def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -206,6 +206,7 @@ class Runner(MMRunner):
                 "processes": self.world_size,
                 "iterations_per_epoch": len(self.train_dataloader),
                 "data": self.training_data,
+                "class_names": list(getattr(self.bare_model, "class_names", ())),
                 "config": self.cfg.filename,
                 "config_text": self.config_text,
             },

@@ -320,6 +320,20 @@ def test_a_detector_is_not_trained_on_with_other_frames(folder, tmp_path):
         tool(*train, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
 
 
+@pytest.mark.parametrize("name", ["test", "visualize"])
+def test_classes_in_another_order_are_refused(folder, weights, name):
+    order = "[Pedestrian,Car]"
+    where = ("--work-dir", folder / "run") if name == "test" else ("--out", folder / "a.png")
+    data = f"val_dataloader.dataset.class_names={order}"
+    with pytest.raises(SystemExit, match=r"^error: sample .* give model and data the same"):
+        tool(name, folder / "config.py", weights, *where, "--cfg-options", data)
+    content = torch.load(weights, weights_only=True)
+    torch.save({**content, "meta": {"class_names": ["Car", "Pedestrian"]}}, weights)
+    both = ("--cfg-options", data, f"model.class_names={order}")
+    with pytest.raises(SystemExit, match=r"^error: .*weights.pth was trained for .*'Car', 'Ped"):
+        tool(name, folder / "config.py", weights, *where, *both)
+
+
 def test_no_database_is_made_of_classes_in_no_label(folder):
     option = "train_dataloader.dataset.class_names=[Cars]"
     arguments = ("database", folder / "config.py", "--out", folder / "objects")
