@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,7 +111,11 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:
-    """Writes ``obj`` to ``path``: a crash leaves the old file or the new one, never a part."""
+    """Writes ``obj`` to ``path``: a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written; the message says how much room is left there.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -120,6 +125,16 @@ def save_atomic(obj: Any, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        beside.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} cannot be written ({refused.strerror}): {free / 1e6:.1f} MB are free in "
+            f"{path.parent}. What was written before stays; make room, then go on with --resume"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -127,6 +142,13 @@ def save_atomic(obj: Any, path: str | Path) -> None:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """The system's refusal to write behind an error, as torch's writer raises another upon it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
