@@ -14,6 +14,9 @@ from sparse3d.engine.checkpoints import load_weights
 from sparse3d.engine.command_line import add_config_options, plain_errors
 from sparse3d.engine.flow import predict_flow
 from sparse3d.engine.runner import load_config, model_config
+from sparse3d.models.detector import VoxelDetector
+from sparse3d.models.grounder import TextGrounder
+from sparse3d.models.splatting import SplattingModel
 from sparse3d.registry import MODELS
 from sparse3d.structures import Flow
 from sparse3d.visualization.flow import write_flow
@@ -47,13 +50,18 @@ def build_model(args: argparse.Namespace):
     """The model of the command line; None for the one that needs no weights.
 
     Raises:
-        ValueError: weights without a config.
+        ValueError: weights without a config, or one of another task.
     """
     if args.config is None:
         if args.checkpoint:
             raise ValueError("--checkpoint needs the --config that the weights were trained with")
         return None
     model = MODELS.build(model_config(load_config(args.config, args.cfg_options)))
+    if isinstance(model, (VoxelDetector, SplattingModel, TextGrounder)):
+        raise ValueError(
+            f"{args.config} is of a {type(model).__name__}, which finds no flow: give a config of "
+            "configs/flow"
+        )
     if args.checkpoint:
         load_weights(model, args.checkpoint)
     elif any(True for _ in model.parameters()):
