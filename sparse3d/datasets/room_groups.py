@@ -70,6 +70,10 @@ class SentenceGroups(Dataset):
     def data_root(self) -> Path:
         return self.dataset.data_root
 
+    @property
+    def vocabulary(self) -> list[str]:
+        return self.dataset.vocabulary
+
     def contents(self) -> list[bytes]:
         return self.dataset.contents()
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import platform
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -206,6 +207,7 @@ class Runner(MMRunner):
                 "processes": self.world_size,
                 "iterations_per_epoch": len(self.train_dataloader),
                 "data": self.training_data,
+                "words": getattr(self.train_dataloader.dataset, "vocabulary", []),
                 "class_names": list(getattr(self.bare_model, "class_names", ())),
                 "config": self.cfg.filename,
                 "config_text": self.config_text,
@@ -327,9 +329,11 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
         _move_data(cfg, str(cfg_options.pop("data_root")))
     for name in cfg_options:
         if name.split(".")[0] not in PARTS:
+            meant = _paths_to(cfg, name.split(".")[-1])
+            hint = f"did you mean {' or '.join(meant)}? A" if meant else "a"
             raise ValueError(
-                f"--cfg-options sets {name!r}, which would change nothing: a name must begin with "
-                f"one of {', '.join(PARTS)}"
+                f"--cfg-options sets {name!r}, which would change nothing: {hint} name must begin "
+                f"with one of {', '.join(PARTS)}"
             )
     cfg.merge_from_dict(cfg_options)
     for name in cfg:
@@ -340,6 +344,19 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
                 "variable of your own needs a name less like it)"
             )
     return cfg
+
+
+def _paths_to(cfg: Config, key: str) -> list[str]:
+    """Where ``key`` stands within the parts of a config, as --cfg-options names it."""
+
+    def below(value: Any, path: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if name == key:
+                    yield f"{path}.{name}"
+                yield from below(inner, f"{path}.{name}")
+
+    return [path for part in PARTS if part in cfg for path in below(cfg[part], part)]
 
 
 def _move_data(cfg: Config, root: str) -> None:
