@@ -204,6 +204,10 @@ MISTAKES = {
     "unknown hook setting": ("default_hooks.checkpoint.intervall=1", f"{TYPO} 'interval'"),
     "unknown part": ("optim_wraper.optimizer.lr=1", "would change nothing"),
     "variable": ("class_names=[Car]", "would change nothing"),
+    "data without their loader": (
+        "data_root=elsewhere",
+        r"did you mean train_dataloader\.dataset\.data_root or val_dataloader\.dataset\.data_root",
+    ),
     "class in no label": ("train_dataloader.dataset.class_names=[Cars]", "in no label of .*'Car'"),
     "other classes": ("model.class_names=[Car]", "same class_names"),
     "no epochs": ("train_cfg.max_epochs=0", "max_epochs is 0"),

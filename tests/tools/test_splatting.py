@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cv2
 import pytest
 import torch
 
@@ -125,3 +126,36 @@ def test_what_is_missing_is_said_in_one_line(place, tmp_path, spoil, message):
     spoil(root)
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         tool("train", CONFIG, "--work-dir", tmp_path, *options(root))
+
+
+def test_two_photographs_of_which_one_is_held_out(tmp_path):
+    root = write_colmap(tmp_path / "two", 2)
+    with pytest.raises(SystemExit, match=r"^error: .*has 1 photograph; .*of the 2 .*holdout=0"):
+        tool("train", CONFIG, "--work-dir", tmp_path, *options(root))
+    chosen = (*options(root), "train_dataloader.dataset.holdout=0", "train_cfg.max_epochs=1")
+    tool("train", CONFIG, "--work-dir", tmp_path, *chosen)
+    assert (tmp_path / "final.pth").is_file()
+
+
+def test_a_flight_through_few_views_takes_all(place, trained, tmp_path, capsys):
+    video, weights = tmp_path / "a.avi", trained / "final.pth"
+    paths = ("--out", tmp_path / "a.png", "--video", video, "--frames", 3)
+    tool("visualize", CONFIG, weights, *paths, *options(place))
+    assert "the split has 1 views: the flight is through 5" in capsys.readouterr().out
+    reader = cv2.VideoCapture(str(video))
+    first, *others = (reader.read()[1].astype(int) for _ in range(3))
+    assert all(abs(other - first).mean() > 3 for other in others)
+
+
+def test_without_weights_the_sparse_points_are_drawn(place, tmp_path, capsys):
+    tool("visualize", CONFIG, "--out", tmp_path / "a.png", *options(place))
+    assert "view_00.png: 60 sparse points of the place" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^error: --video would have no effect: .*CHECKPOINT"):
+        tool("visualize", CONFIG, "--video", tmp_path / "a.avi", *options(place))
+
+
+@pytest.mark.parametrize("option", [("--window",), ("--view", "3d")])
+def test_a_window_of_gaussians_is_refused(place, trained, monkeypatch, option):
+    monkeypatch.setenv("DISPLAY", ":0")
+    with pytest.raises(SystemExit, match=f"^error: {option[0]} would have no effect: .*--web"):
+        tool("visualize", CONFIG, trained / "final.pth", *option, *options(place))
