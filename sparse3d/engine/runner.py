@@ -35,7 +35,8 @@ from sparse3d.registry import SCOPE
 from sparse3d.structures import collate
 
 from . import distributed
-from .checkpoints import load_weights, read_checkpoint, save_atomic
+from .checkpoints import SHOWN, load_weights, read_checkpoint, save_atomic
+from .config_kinds import check_kinds
 from .hooks import FINAL, POINTER, latest_checkpoint
 from .loops import TrainLoop
 from .optim import NotFiniteError
@@ -329,12 +330,11 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
         _move_data(cfg, str(cfg_options.pop("data_root")))
     for name in cfg_options:
         if name.split(".")[0] not in PARTS:
-            meant = _paths_to(cfg, name.split(".")[-1])
-            hint = f"did you mean {' or '.join(meant)}? A" if meant else "a"
-            raise ValueError(
-                f"--cfg-options sets {name!r}, which would change nothing: {hint} name must begin "
-                f"with one of {', '.join(PARTS)}"
-            )
+            meant = _paths_to(cfg, name.split(".")[-1])[:SHOWN]
+            remedy = f"a name must begin with one of {', '.join(PARTS)}"
+            if meant:
+                remedy = f"did you mean {' or '.join(meant)}?"
+            raise ValueError(f"--cfg-options sets {name!r}, which would change nothing: {remedy}")
     cfg.merge_from_dict(cfg_options)
     for name in cfg:
         close = get_close_matches(name, PARTS, 1, 0.88)
@@ -343,6 +343,7 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
                 f"{cfg.filename} sets {name!r}, which means nothing; did you mean {close[0]!r}? (a "
                 "variable of your own needs a name less like it)"
             )
+    check_kinds(cfg)
     return cfg
 
 

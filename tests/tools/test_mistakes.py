@@ -219,6 +219,9 @@ MISTAKES = {
     ),
     "word for a number": ("model.point_channels=many", "point_channels is 'many'; .*give int"),
     "word for a rate": ("optim_wrapper.optimizer.lr=fast", "AdamW's lr is 'fast'"),
+    "word for workers": ("train_dataloader.num_workers=x", "num_workers is 'x'; .* whole number"),
+    "word for an interval": ("train_cfg.val_interval=x", "val_interval is 'x'; .* whole number"),
+    "number for a part": ("train_dataloader=7", "train_dataloader is 7; it must be a dict"),
     "class without its decorator": (
         "train_dataloader.dataset.type=MyData",
         r"needs @DATASETS\.register_module\(\).* its module in custom_imports",
