@@ -41,7 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--split", choices=SPLITS, help="of the config's data (the first of these that it has)"
     )
-    parser.add_argument("--out", help=f"file to write ({PICTURE}; none with --window or --web)")
+    parser.add_argument(
+        "--out", help=f"file to write ({PICTURE}; of boxes none where --window or --web is given)"
+    )
     parser.add_argument(
         "--view", choices=("bev", "3d"), default="bev", help="from above, or in 3-D by Open3D"
     )
