@@ -13,6 +13,7 @@ compared with the model before they are kept.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -24,10 +25,13 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.engine.checkpoints import load_weights
-from sparse3d.engine.command_line import plain_errors
+from sparse3d.engine.command_line import add_config_options, check_output, plain_errors
+from sparse3d.engine.runner import load_config, model_config
 from sparse3d.models.backbones.bev import to_bev
+from sparse3d.models.detector import VoxelDetector
 from sparse3d.registry import MODELS
 
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest output: a compiled graph may add in another order
 
 
@@ -82,14 +86,12 @@ def export_onnx(detector: nn.Module, points: Tensor, path: Path) -> None:
 
     Raises:
         ValueError: there is no dense part, or it answers otherwise than the detector.
-        ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ImportError: onnxruntime is not installed.
     """
     if detector.bev_backbone is None:
         raise ValueError("this detector has no dense part: its head takes sparse voxels")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("--onnx needs: pip install onnx onnxscript onnxruntime") from error
+    import onnxruntime
+
     with torch.no_grad():
         sample = torch.zeros(len(points), dtype=torch.int64)
         features = to_bev(detector.backbone(detector.encoder(points, sample, 1))[-1])
@@ -132,15 +134,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", nargs="?", help="weights; as initialised without")
     parser.add_argument("--out", type=Path, required=True, help="the program, a .pt2 file")
     parser.add_argument("--onnx", type=Path, help="the dense part, an .onnx file")
+    add_config_options(parser)
     return parser.parse_args(argv)
+
+
+def check_onnx() -> None:
+    """Sees before the work whether --onnx can be done.
+
+    Raises:
+        ImportError: a package is missing.
+    """
+    missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"--onnx needs {', '.join(missing)}: pip install {' '.join(ONNX)}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export, compare, write."""
     args = parse_args(argv)
-    config = Config.fromfile(args.config)
+    check_output("--out", args.out)
+    check_output("--onnx", args.onnx)
+    if args.onnx:
+        check_onnx()
+    config = load_config(args.config, args.cfg_options)
     torch.manual_seed(0)
-    detector = MODELS.build(config.model).eval()
+    detector = MODELS.build(model_config(config)).eval()
+    if not isinstance(detector, VoxelDetector):
+        raise ValueError(
+            f"{args.config} is of a {type(detector).__name__}; a program is made of a detector: "
+            "give a config of configs/detection"
+        )
     if args.checkpoint:
         load_weights(detector, args.checkpoint)
     points = example_points(config)

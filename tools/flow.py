@@ -2,17 +2,21 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sparse3d.datasets.clouds import ENDINGS, read_cloud, read_matrices
+from sparse3d.datasets.clouds import ENDINGS, PAIR_KEYS, holds_pair, read_cloud, read_matrices
 from sparse3d.engine.checkpoints import load_weights
 from sparse3d.engine.command_line import add_config_options, plain_errors
 from sparse3d.engine.flow import predict_flow
 from sparse3d.engine.runner import load_config, model_config
+from sparse3d.models.detector import VoxelDetector
+from sparse3d.models.grounder import TextGrounder
+from sparse3d.models.splatting import SplattingModel
 from sparse3d.registry import MODELS
 from sparse3d.structures import Flow
 from sparse3d.visualization.flow import write_flow
@@ -26,7 +30,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     kinds = ", ".join(ENDINGS)
     parser.add_argument("source", help=f"cloud A, metres, z up: {kinds}")
-    parser.add_argument("target", help="cloud B, taken later")
+    parser.add_argument(
+        "target", help="cloud B, taken later; an .npz with pc0 and pc1, given as both, is A and B"
+    )
     parser.add_argument(
         "--poses", help="two poses (sensor to world) of A and B, or one of A to B: .txt or .npy"
     )
@@ -44,18 +50,38 @@ def build_model(args: argparse.Namespace):
     """The model of the command line; None for the one that needs no weights.
 
     Raises:
-        ValueError: weights without a config.
+        ValueError: weights without a config, or one of another task.
     """
     if args.config is None:
         if args.checkpoint:
             raise ValueError("--checkpoint needs the --config that the weights were trained with")
         return None
     model = MODELS.build(model_config(load_config(args.config, args.cfg_options)))
+    if isinstance(model, (VoxelDetector, SplattingModel, TextGrounder)):
+        raise ValueError(
+            f"{args.config} is of a {type(model).__name__}, which finds no flow: give a config of "
+            "configs/flow"
+        )
     if args.checkpoint:
         load_weights(model, args.checkpoint)
     elif any(True for _ in model.parameters()):
         raise ValueError(f"{args.config} is of a model that learns: give its weights, --checkpoint")
     return model
+
+
+def read_clouds(args: argparse.Namespace) -> list[np.ndarray]:
+    """A and B, in metres; warns where both are the same."""
+    paths, keys = (args.source, args.target), (None, None)
+    if Path(args.source).resolve() == Path(args.target).resolve() and holds_pair(args.source):
+        keys = PAIR_KEYS
+    clouds = [read_cloud(p, args.columns, key) * args.scale for p, key in zip(paths, keys)]
+    if len(clouds[0]) and np.array_equal(*clouds, equal_nan=True):
+        warnings.warn(
+            f"A ({args.source}) and B ({args.target}) hold the same points: nothing moves between "
+            "a cloud and itself",
+            stacklevel=2,
+        )
+    return clouds
 
 
 def read_poses(path: str | None) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -100,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     with plain_errors():
         model = build_model(args)
-        clouds = [read_cloud(p, args.columns) * args.scale for p in (args.source, args.target)]
+        clouds = read_clouds(args)
         flow = predict_flow(*clouds, *read_poses(args.poses), model, args.seconds)
         print(statistics(flow))
         for path in write_flow(flow, args.out, len(clouds[0])):

@@ -11,11 +11,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sparse3d.datasets.grounding import Room, thinned, to_sample
+from sparse3d.datasets.grounding import Room, thinned, to_sample, words
 from sparse3d.datasets.scan_files import read_scan
 from sparse3d.engine.checkpoints import load_weights
 from sparse3d.engine.command_line import add_config_options, plain_errors
 from sparse3d.engine.runner import load_config, model_config
+from sparse3d.models.text import HashedWords
 from sparse3d.registry import MODELS
 from sparse3d.structures import Boxes, Sample
 from sparse3d.visualization.grounding import draw_answer
@@ -65,8 +66,25 @@ def open_model(args: argparse.Namespace) -> torch.nn.Module:
             stacklevel=2,
         )
     else:
-        load_weights(model, weights)
+        warn_of_unknown(args.sentence, load_weights(model, weights), model)
     return model
+
+
+def warn_of_unknown(sentence: str, meta: dict, model: torch.nn.Module) -> None:
+    """Warns of words that no sentence of the training had: to a network that learnt its words from
+    these alone they mean nothing. Old checkpoints do not say which words they had.
+    """
+    known = set(meta.get("words") or ())
+    if not known or not isinstance(model.text, HashedWords):
+        return
+    unknown = [word for word in dict.fromkeys(words(sentence)) if word not in known]
+    if unknown:
+        warnings.warn(
+            f"the network has never seen {', '.join(map(repr, unknown))} in its training: what "
+            "it makes of the sentence is chance as far as these words matter; take other words, "
+            "in English",
+            stacklevel=3,
+        )
 
 
 def open_scene(args: argparse.Namespace) -> tuple[Room, Sample]:

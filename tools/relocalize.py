@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sparse3d.datasets.colmap import ColmapViews
 from sparse3d.datasets.relocalization import CambridgeViews, SevenScenesViews
 from sparse3d.datasets.views import VIEW, ViewDataset, read_picture
-from sparse3d.engine.command_line import plain_errors
+from sparse3d.engine.command_line import check_output, plain_errors
 from sparse3d.engine.progress import left
 from sparse3d.evaluation.relocalization import lines, pose_errors, summarize
 from sparse3d.models.relocalization import compression
@@ -141,7 +141,14 @@ def pictures(data: ViewDataset, rows: list[int] | None = None):
 
 
 def build(args: argparse.Namespace) -> None:
-    """Build and write."""
+    """Build and write.
+
+    Raises:
+        ValueError: a number of views or of runs that cannot be.
+    """
+    if args.views is not None and args.views < 1:
+        raise ValueError(f"--views is {args.views}; it must be 1 or more (all without it)")
+    check_output("map", args.map)
     data = open_data(args.data, "train", args.format, args.views)
     extractor = make_extractor(args.features, args.weights)
     kinds = {"volumes": args.kind == "volumes", "frames": args.kind == "frames"}

@@ -10,7 +10,13 @@ from mmengine.dist import is_main_process
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.engine import distributed
-from sparse3d.engine.command_line import add_config_options, plain_errors
+from sparse3d.engine.command_line import (
+    add_config_options,
+    check_folder,
+    check_output,
+    check_score,
+    plain_errors,
+)
 from sparse3d.engine.hooks import PictureHook
 from sparse3d.engine.runner import build_runner
 
@@ -36,8 +42,9 @@ def parse_args() -> argparse.Namespace:
 
 def test(args: argparse.Namespace) -> None:
     """Test and write the metrics."""
-    if args.out:  # before the work: a test can take hours
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    check_output("--out", args.out)
+    check_folder("--show-dir", args.show_dir)
+    check_score("--show-score", args.show_score)
     runner = build_runner(
         args.config,
         args.work_dir,

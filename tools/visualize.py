@@ -3,21 +3,33 @@
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from sparse3d.datasets.views import ViewDataset
 from sparse3d.engine.checkpoints import load_weights
-from sparse3d.engine.command_line import add_config_options, plain_errors
+from sparse3d.engine.command_line import (
+    add_config_options,
+    check_output,
+    check_score,
+    plain_errors,
+)
 from sparse3d.engine.runner import load_config, model_config
 from sparse3d.registry import DATASETS, MODELS
-from sparse3d.structures import Gaussians, Rendering, collate
+from sparse3d.structures import Gaussians, Rendering, Sample, collate
 from sparse3d.visualization import open3d_view, renderings, report, web_view
 from sparse3d.visualization.scene import Scene
 
 SPLITS = ("val", "test", "train")
+PICTURE = "scene.png"
+FEW = 4
+"""Views through which no flight leads."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--split", choices=SPLITS, help="of the config's data (the first of these that it has)"
     )
-    parser.add_argument("--out", default="scene.png", help="file to write (scene.png)")
+    parser.add_argument(
+        "--out", help=f"file to write ({PICTURE}; of boxes none where --window or --web is given)"
+    )
     parser.add_argument(
         "--view", choices=("bev", "3d"), default="bev", help="from above, or in 3-D by Open3D"
     )
@@ -37,18 +51,56 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--score", type=float, default=0.3, help="least score of a box (0.3)")
     parser.add_argument("--web", help="a page to write (NAME.html), or a port to serve it on")
     splats = parser.add_argument_group("of a scene of Gaussians")
-    splats.add_argument("--video", help="a flight through all views of the split: .mp4 or .avi")
+    splats.add_argument(
+        "--video",
+        help="a flight through all views of the split, or of the data where those are few: .mp4 or "
+        ".avi",
+    )
     splats.add_argument("--frames", type=int, default=120, help="of the video (120)")
     splats.add_argument("--export", help="NAME.ply, NAME.compressed.ply or NAME.splat")
     add_config_options(parser)
     return parser.parse_args()
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    """Sees before the work what would fail after it.
+
+    Raises:
+        ValueError: a score beyond 0..1, or a folder as a file to write.
+        RuntimeError: a window, and no screen.
+    """
+    check_score("--score", args.score)
+    page = None if args.web is None or args.web.isdigit() else args.web
+    named = {"--out": args.out, "--video": args.video, "--export": args.export, "--web": page}
+    for option, path in named.items():
+        check_output(option, path)
+    if args.window:
+        open3d_view.check_screen()
+
+
+def check_kind(args: argparse.Namespace, of_views: bool) -> None:
+    """Refuses options that would have no effect on the config's kind of data.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if of_views and args.checkpoint:
+        wrong, reason = ("window", "view"), "a scene of Gaussians is shown by --out, --web, --video"
+    elif of_views:
+        wrong, reason = ("video", "export"), "they need the weights of a scene: give CHECKPOINT"
+    else:
+        wrong, reason = ("video", "export"), f"they are of a scene of Gaussians, not {args.config}"
+    given = [f"--{name}" for name in wrong if getattr(args, name) not in (None, False, "bev")]
+    if given:
+        raise ValueError(f"{' and '.join(given)} would have no effect: {reason}")
+
+
 def find(args: argparse.Namespace) -> tuple:
     """The data set, the sample asked for, the model and what it finds; None without weights.
 
     Raises:
-        ValueError: the config has no such split, or the split no such sample.
+        ValueError: the config has no such split, the split no such sample, or an option would have
+            no effect.
     """
     cfg = load_config(args.config, args.cfg_options)
     there = [split for split in SPLITS if cfg.get(f"{split}_dataloader")]
@@ -58,17 +110,44 @@ def find(args: argparse.Namespace) -> tuple:
             f"{args.config} has no {split}_dataloader; it has those of {there or 'no split'}"
         )
     dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
+    check_kind(args, isinstance(dataset, ViewDataset))
     if not -len(dataset) <= args.index < len(dataset):
         raise ValueError(f"--index is {args.index}; the split has {len(dataset)} samples")
     sample = dataset[args.index]
     if isinstance(sample, list):  # sentences about one room: the first
         sample = sample[0]
+    if args.video:
+        dataset = views_to_fly_through(cfg[f"{split}_dataloader"].dataset, dataset)
     if args.checkpoint is None:
         return dataset, sample, None, None
     model = MODELS.build(model_config(cfg)).eval()
     load_weights(model, args.checkpoint)
     with torch.no_grad():
         return dataset, sample, model, model.test_step(collate([sample]))[0]
+
+
+def views_to_fly_through(config: dict, dataset: ViewDataset) -> ViewDataset:
+    """The views of the split; where they are few all of the data, or else the training views."""
+    for split in ("all", "train") if len(dataset) < FEW else ():
+        try:
+            more = DATASETS.build({**config, "split": split})
+        except FileNotFoundError:  # of data with a file for each split
+            continue
+        if len(more) > len(dataset):
+            print(f"the split has {len(dataset)} views: the flight is through {len(more)}")
+            return more
+    return dataset
+
+
+def with_sparse_points(sample: Sample, dataset: ViewDataset) -> Sample:
+    """A view's sample with the points of the whole place, turned so that z is up.
+
+    Up is away from the photographs' lower edges: structure from motion knows no vertical.
+    """
+    up = -np.mean([view.world_to_cam[1, :3] for view in dataset.views], 0)
+    turn, _ = Rotation.align_vectors([[0.0, 0.0, 1.0]], [up])
+    points = dataset.points.xyz @ torch.from_numpy(turn.as_matrix()).float().T
+    return replace(sample, points=points)
 
 
 def show_on_the_web(where: str, scene: Scene | None, gaussians: Gaussians | None, cameras) -> None:
@@ -84,7 +163,7 @@ def show_on_the_web(where: str, scene: Scene | None, gaussians: Gaussians | None
 
 def show_gaussians(args: argparse.Namespace, dataset, model, found: Rendering) -> None:
     """The rendering beside its photograph, and what else is asked for."""
-    print("wrote", *renderings.write_rendering(found, args.out))
+    print("wrote", *renderings.write_rendering(found, args.out or PICTURE))
     gaussians = model.gaussians.to("cpu")
     samples = [dataset[index] for index in range(len(dataset))]
     cameras = [camera for sample in samples for camera in sample.cameras.values()]
@@ -97,28 +176,40 @@ def show_gaussians(args: argparse.Namespace, dataset, model, found: Rendering) -
         show_on_the_web(args.web, None, gaussians, cameras)
 
 
+def show_scene(args: argparse.Namespace, scene: Scene, text: str) -> None:
+    """A picture, a page or a window of points and boxes."""
+    if args.out or not (args.web or args.window):
+        out = args.out or PICTURE
+        if args.view == "3d":
+            open3d_view.render(scene, out)
+            files = [out]
+        else:
+            files = report.write_report(scene, out)
+        print(f"{scene.title}: {text}")
+        print("wrote", *files)
+    if args.web:
+        show_on_the_web(args.web, scene, None, ())
+    if args.window:
+        open3d_view.show(scene)
+
+
 def main() -> None:
     """Draw."""
     args = parse_args()
+    check_arguments(args)
     dataset, sample, model, found = find(args)
     if isinstance(found, Rendering):
         show_gaussians(args, dataset, model, found)
         return
-    plain = found is None
-    scene = Scene.from_sample(sample) if plain else Scene.from_detections(found, args.score)
-    if args.web:
-        show_on_the_web(args.web, scene, None, ())
+    if found is not None:
+        scene = Scene.from_detections(found, args.score)
+    elif isinstance(dataset, ViewDataset):
+        scene = Scene.from_sample(with_sparse_points(sample, dataset))
+        show_scene(args, scene, f"{len(scene.points)} sparse points of the place")
         return
-    if args.window:
-        open3d_view.show(scene)
-        return
-    if args.view == "3d":
-        open3d_view.render(scene, args.out)
-        files = [args.out]
     else:
-        files = report.write_report(scene, args.out)
-    print(f"{scene.title}: {len(scene.truth)} true boxes, {len(scene.predictions)} found")
-    print("wrote", *files)
+        scene = Scene.from_sample(sample)
+    show_scene(args, scene, f"{len(scene.truth)} true boxes, {len(scene.predictions)} found")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,15 @@ class PointDataset(Dataset):
         """Sample ``index`` as its files have it, with ``names``; labels are set afterwards."""
         raise TypeError(f"{type(self).__name__} does not define load")
 
+    def contents(self) -> list[bytes]:
+        """What tells these data from others: the points of the first sample.
+
+        Names would not: of most data sets the first frame is 000000.
+        """
+        if not len(self):
+            return []
+        return [self.load(0, np.random.default_rng(0)).points.numpy().tobytes()]
+
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         generator = np.random.default_rng((self.seed, self.epoch, index))

@@ -11,20 +11,26 @@ from .flow import read_sweep
 
 ENDINGS = (".ply", ".pcd", ".bin", ".npy", ".npz", ".feather")
 NPZ_KEYS = ("points", "xyz", "pc", "pc1", "arr_0")
+PAIR_KEYS = ("pc0", "pc1")
+"""Names of both clouds of a pair in one .npz."""
+MOST_RINGS = 256
+"""A laser scanner has fewer rings."""
 PCD_TYPES = {"F": "f", "I": "i", "U": "u"}
 
 
-def read_cloud(path: str | Path, columns: int | None = None) -> np.ndarray:
+def read_cloud(path: str | Path, columns: int | None = None, key: str | None = None) -> np.ndarray:
     """[P, 3] float32 x, y, z, as the file has them; points that are none are still there.
 
     Args:
         path: .ply; .pcd (ascii or binary); .bin of float32 rows (KITTI's 4 columns, or nuScenes' 5
             in .pcd.bin); .npy or .npz of rows; .feather with x, y, z.
         columns: of a .bin file's rows, where they are others.
+        key: of the cloud in an .npz of several; None: the one of ``NPZ_KEYS`` that is there.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is cut off, damaged, or none of these.
+        ValueError: it is cut off, damaged, or none of these; a pair of which no ``key`` names
+            one; or rows that have another width, as far as that can be seen.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,9 +45,9 @@ def read_cloud(path: str | Path, columns: int | None = None) -> np.ndarray:
         elif path.suffix == ".pcd":
             points = read_pcd(path)
         elif path.suffix == ".bin":
-            points = _of_bin(path, columns or (5 if path.name.endswith(".pcd.bin") else 4))
+            points = _of_bin(path, columns)
         else:
-            points = _of_numpy(path)
+            points = _of_numpy(path, key)
         if points.ndim != 2 or points.shape[1] < 3:
             raise ValueError(f"{path} has shape {points.shape}; rows of x, y, z are needed")
     return np.ascontiguousarray(points[:, :3], np.float32)
@@ -55,22 +61,55 @@ def _of_ply(path: Path) -> np.ndarray:
     return np.stack([table[axis].astype(np.float32) for axis in "xyz"], 1)
 
 
-def _of_bin(path: Path, columns: int) -> np.ndarray:
+def holds_pair(path: str | Path) -> bool:
+    """Whether a file is an .npz with both clouds of a pair, pc0 and pc1."""
+    path = Path(path)
+    if path.suffix != ".npz" or not path.is_file():
+        return False
+    with reading(path), np.load(path, allow_pickle=False) as data:
+        return set(PAIR_KEYS) <= set(data.files)
+
+
+def _of_bin(path: Path, columns: int | None) -> np.ndarray:
+    guess = columns is None
+    if columns is None:
+        columns = 5 if path.name.endswith(".pcd.bin") else 4
     size, width = path.stat().st_size, 4 * columns
-    if size % width:
+    if columns < 3 or size % width:
         raise ValueError(
             f"{path} has {size} bytes, no whole number of rows of {columns} float32 ({width} B): "
-            "it is truncated (copy it again) or its points have another width (say which)"
+            "it is truncated (copy it again) or its points have another width (say which: "
+            "--columns, 3 or more)"
         )
-    return np.fromfile(path, np.float32).reshape(-1, columns)
+    values = np.fromfile(path, np.float32)
+    if guess and columns != 5 and _has_rings(values):
+        raise ValueError(
+            f"{path} looks like rows of 5 columns, the last a ring's number, as nuScenes has them, "
+            f"not of {columns}: say --columns 5, or --columns {columns} if it is right all the same"
+        )
+    return values.reshape(-1, columns)
 
 
-def _of_numpy(path: Path) -> np.ndarray:
+def _has_rings(values: np.ndarray) -> bool:
+    """Whether every fifth of ``values`` is a small whole number, and not all are one."""
+    if not len(values) or len(values) % 5:
+        return False
+    last = values[4::5]
+    whole = (last >= 0) & (last < MOST_RINGS) & (last == np.floor(last))
+    return bool(whole.all() and last.min() < last.max())
+
+
+def _of_numpy(path: Path, key: str | None) -> np.ndarray:
     data = np.load(path, allow_pickle=False)
     if path.suffix == ".npy":
         return data
     with data:
-        found = [key for key in NPZ_KEYS if key in data.files]
+        if key is None and set(PAIR_KEYS) <= set(data.files):
+            raise ValueError(
+                f"{path} holds both clouds of a pair, {' and '.join(PAIR_KEYS)}: give the file as "
+                "A and as B, or save the cloud that is meant as an .npy"
+            )
+        found = [name for name in ([key] if key else NPZ_KEYS) if name in data.files]
         if not found:
             raise ValueError(f"{path} has {data.files}; one of {NPZ_KEYS} is needed")
         return data[found[0]]

@@ -74,6 +74,12 @@ class SweepDataset(Dataset):
         """Pair ``index`` as its files have it."""
         raise TypeError(f"{type(self).__name__} does not define load")
 
+    def contents(self) -> list[bytes]:
+        """What tells these data from others: the points of the first pair."""
+        if not len(self):
+            return []
+        return [self.load(0, np.random.default_rng(0)).source.numpy().tobytes()]
+
     def __getitem__(self, index: int) -> SweepPair:
         index = range(len(self))[index]
         generator = np.random.default_rng((self.seed, self.epoch, index))

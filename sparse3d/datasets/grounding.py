@@ -5,6 +5,7 @@ the axes (yaw 0); ``meta['target']`` and ``meta['anchors']`` are lists of rows o
 that the sentence means, and those that it names beside it.
 """
 
+import functools
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -126,6 +127,11 @@ class GroundingDataset(PointDataset):
 
     def __len__(self) -> int:
         return len(self.sentences)
+
+    @functools.cached_property
+    def vocabulary(self) -> list[str]:
+        """All words of the sentences, in order of the alphabet."""
+        return sorted({word for sentence in self.sentences for word in words(sentence.text)})
 
     def load_room(self, scene_id: str) -> Room:
         """The room called ``scene_id``."""

@@ -8,6 +8,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,6 +65,17 @@ class SentenceGroups(Dataset):
 
     def check_classes(self, training: bool = True) -> None:
         self.dataset.check_classes(training)
+
+    @property
+    def data_root(self) -> Path:
+        return self.dataset.data_root
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return self.dataset.vocabulary
+
+    def contents(self) -> list[bytes]:
+        return self.dataset.contents()
 
     def __getitem__(self, index: int) -> list[Sample]:
         room, part = self.places[range(len(self))[index]]

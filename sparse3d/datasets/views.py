@@ -76,7 +76,7 @@ class ViewDataset(Dataset):
 
         Raises:
             FileNotFoundError: ``data_root`` is no folder, or has none of the photographs.
-            ValueError: an unknown split, or no view in it.
+            ValueError: an unknown split, no view in it, or ``train_views`` below 1.
         """
         self.data_root = Path(data_root)
         if not self.data_root.is_dir():
@@ -84,6 +84,8 @@ class ViewDataset(Dataset):
                 f"data_root {str(data_root)!r} is no folder: put the photographs and their cameras "
                 "there, or set it: --cfg-options data_root=FOLDER"
             )
+        if train_views is not None and train_views < 1:
+            raise ValueError(f"train_views is {train_views}; it must be 1 or more, or None for all")
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
         self.split = split
@@ -95,6 +97,7 @@ class ViewDataset(Dataset):
         self._cache: OrderedDict[int, Sample] = OrderedDict()
         self._cached = 0
         views, self.points = self.read()
+        self.found = len(views)  # in all splits
         self.views = usable(self.choose(sorted(views, key=lambda view: view.name)))
         if not self.views:
             raise ValueError(
@@ -118,6 +121,14 @@ class ViewDataset(Dataset):
             return views
         rows = np.linspace(0, len(views) - 1, self.train_views).round().astype(int)
         return [views[row] for row in rows]
+
+    def contents(self) -> list[bytes]:
+        """What tells these views from others: their names and where they were taken from."""
+        return [
+            part
+            for view in self.views
+            for part in (view.name.encode(), np.asarray(view.world_to_cam, np.float32).tobytes())
+        ]
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -204,8 +215,10 @@ def read_picture(path: Path, background: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] rgb; transparent pixels show ``background`` [3] in 0..1.
 
     Raises:
-        ValueError: the file is no picture.
+        ValueError: the file is no picture, or only a part of one.
     """
+    if path.is_file() and not is_whole(path):
+        raise ValueError(f"{path} is cut off: copy it again")
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ValueError(f"{path} cannot be read as a picture: it is missing or damaged")

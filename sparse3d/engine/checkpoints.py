@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, is of another toolkit, holds NaN or infinity, or does
-            not fit the model; the message names the first missing, unexpected or misshapen tensors.
+            not fit the model, or has its classes in another order; the message names the first
+            missing, unexpected or misshapen tensors.
     """
     checkpoint = read_checkpoint(path)
     state = _state_of(checkpoint, path)
@@ -102,12 +105,17 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
             f"{len(spoilt)} tensors in {path} hold NaN or infinity, the first is {spoilt[0]}: the "
             "training had diverged; take an earlier checkpoint. Nothing was loaded"
         )
+    _compare_classes(meta, model, path)
     model.load_state_dict(state)
     return meta
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:
-    """Writes ``obj`` to ``path``: a crash leaves the old file or the new one, never a part."""
+    """Writes ``obj`` to ``path``: a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written; the message says how much room is left there.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -117,6 +125,16 @@ def save_atomic(obj: Any, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        beside.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} cannot be written ({refused.strerror}): {free / 1e6:.1f} MB are free in "
+            f"{path.parent}. What was written before stays; make room, then go on with --resume"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -124,6 +142,13 @@ def save_atomic(obj: Any, path: str | Path) -> None:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """The system's refusal to write behind an error, as torch's writer raises another upon it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
@@ -157,6 +182,19 @@ def _is_state(value: Any) -> bool:
         and len(value) > 0
         and all(isinstance(tensor, Tensor) for tensor in value.values())
     )
+
+
+def _compare_classes(meta: Mapping, model: nn.Module, path: str | Path) -> None:
+    """Refuses the model's classes in another order; warns of others, as one trains on them."""
+    then, now = meta.get("class_names"), getattr(model, "class_names", None)
+    if not then or not now:
+        return
+    text = f"{path} was trained for the classes {list(then)}, but the model's are {list(now)}"
+    then, now = ([name.lower() for name in names] for names in (then, now))
+    if then != now and sorted(then) == sorted(now):
+        raise ValueError(f"{text}: give the config's class_names that order. Nothing was loaded")
+    if then != now:
+        warnings.warn(text, stacklevel=3)
 
 
 def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

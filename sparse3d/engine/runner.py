@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import platform
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -34,11 +35,13 @@ from sparse3d.registry import SCOPE
 from sparse3d.structures import collate
 
 from . import distributed
-from .checkpoints import load_weights, read_checkpoint, save_atomic
+from .checkpoints import SHOWN, load_weights, read_checkpoint, save_atomic
+from .config_kinds import check_kinds
 from .hooks import FINAL, POINTER, latest_checkpoint
 from .loops import TrainLoop
 from .optim import NotFiniteError
 from .progress import LOG, cut_log, read_log
+from .same_data import compare_data, data_of
 
 # mmengine looks for our scope in each of its registries and warns about every one without it.
 _SCOPED = [
@@ -159,6 +162,11 @@ class Runner(MMRunner):
         """The config as a file would have it; formatting it takes a while."""
         return self.cfg.pretty_text
 
+    @cached_property
+    def training_data(self) -> dict[str, str]:
+        """Which data the training is of; finding it out can load a sample."""
+        return data_of(self.train_dataloader.dataset)
+
     @property
     def bare_model(self) -> nn.Module:
         """The model without its wrapper."""
@@ -199,6 +207,9 @@ class Runner(MMRunner):
                 "seed": self.seed,
                 "processes": self.world_size,
                 "iterations_per_epoch": len(self.train_dataloader),
+                "data": self.training_data,
+                "words": getattr(self.train_dataloader.dataset, "vocabulary", []),
+                "class_names": list(getattr(self.bare_model, "class_names", ())),
                 "config": self.cfg.filename,
                 "config_text": self.config_text,
             },
@@ -260,6 +271,9 @@ class Runner(MMRunner):
         """
         checkpoint = read_checkpoint(filename)
         meta = checkpoint["meta"]
+        moved = compare_data(meta.get("data", {}), self.training_data, filename)
+        if moved:
+            self.logger.warning(moved)
         present = {
             "seed": self.seed,
             "processes": self.world_size,
@@ -316,10 +330,11 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
         _move_data(cfg, str(cfg_options.pop("data_root")))
     for name in cfg_options:
         if name.split(".")[0] not in PARTS:
-            raise ValueError(
-                f"--cfg-options sets {name!r}, which would change nothing: a name must begin with "
-                f"one of {', '.join(PARTS)}"
-            )
+            meant = _paths_to(cfg, name.split(".")[-1])[:SHOWN]
+            remedy = f"a name must begin with one of {', '.join(PARTS)}"
+            if meant:
+                remedy = f"did you mean {' or '.join(meant)}?"
+            raise ValueError(f"--cfg-options sets {name!r}, which would change nothing: {remedy}")
     cfg.merge_from_dict(cfg_options)
     for name in cfg:
         close = get_close_matches(name, PARTS, 1, 0.88)
@@ -328,7 +343,21 @@ def load_config(cfg: Config | str | Path, cfg_options: dict[str, Any] | None = N
                 f"{cfg.filename} sets {name!r}, which means nothing; did you mean {close[0]!r}? (a "
                 "variable of your own needs a name less like it)"
             )
+    check_kinds(cfg)
     return cfg
+
+
+def _paths_to(cfg: Config, key: str) -> list[str]:
+    """Where ``key`` stands within the parts of a config, as --cfg-options names it."""
+
+    def below(value: Any, path: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if name == key:
+                    yield f"{path}.{name}"
+                yield from below(inner, f"{path}.{name}")
+
+    return [path for part in PARTS if part in cfg for path in below(cfg[part], part)]
 
 
 def _move_data(cfg: Config, root: str) -> None:

@@ -16,6 +16,9 @@ from sparse3d.structures import SparsePoints
 
 from .view_order import spread_order
 
+FEW = 8
+"""Photographs of which those held out for testing may be what a scene lacks to begin."""
+
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(Sampler):
@@ -53,6 +56,17 @@ class ViewSampler(Sampler):
         yield from islice(spread_order(poses, generator), self.steps)
 
 
+def held_out(dataset) -> str:
+    """'; of ... is held out' where testing takes views of few; else nothing."""
+    holdout, found = getattr(dataset, "holdout", 0), getattr(dataset, "found", 0)
+    if not holdout or not len(dataset) < found <= FEW:
+        return ""
+    return (
+        f"; of the {found} photographs every {holdout}-th, the first included, is held out for "
+        "testing: to train on all of them say --cfg-options train_dataloader.dataset.holdout=0"
+    )
+
+
 @HOOKS.register_module()
 class SplattingHook(Hook):
     """Makes the Gaussians of the training views, unless weights were loaded or resumed."""
@@ -69,7 +83,10 @@ class SplattingHook(Hook):
         print(f"making a start of {len(dataset)} photographs ...", flush=True)
         samples = [dataset[index] for index in range(len(dataset))]
         points = getattr(dataset, "points", SparsePoints.none())
-        report = model.begin(samples, points, runner.max_iters)
+        try:
+            report = model.begin(samples, points, runner.max_iters)
+        except ValueError as error:
+            raise ValueError(f"{error}{held_out(dataset)}") from error
         report["start_seconds"] = round(time.time() - started, 2)
         print(
             f"the scene begins with {len(model)} Gaussians, made in {report['start_seconds']} s",

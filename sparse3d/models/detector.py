@@ -121,7 +121,18 @@ class VoxelDetector(BaseModel):
 
         A sample without a point in range has none, whatever a dense map says where nothing was
         measured.
+
+        Raises:
+            ValueError: a sample's labels mean other classes: every box would bear a wrong name.
         """
+        for sample in batch.samples:
+            theirs = sample.meta.get("class_names")
+            if theirs and [n.lower() for n in theirs] != [n.lower() for n in self.class_names]:
+                raise ValueError(
+                    f"sample {sample.sample_id!r} is of data of the classes {list(theirs)}, but "
+                    f"the model's are {list(self.class_names)}: give model and data the same "
+                    "class_names in the same order"
+                )
         voxels = self._voxels(batch)
         found = self.head.predict(self._output(voxels))
         seen = torch.bincount(voxels.batch_index, minlength=len(batch)).tolist()

@@ -1,6 +1,7 @@
 """The scene in 3-D by Open3D: a picture drawn off the screen, or a window to turn it in."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -37,12 +38,28 @@ def render(scene: Scene, path: str | Path | None = None, size=(1280, 800)) -> np
     return image
 
 
+def check_screen() -> None:
+    """Where a window is asked for and no screen is there, GLFW would wait for ever.
+
+    Raises:
+        RuntimeError: there is no screen.
+    """
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        raise RuntimeError(
+            "a window needs a screen, and $DISPLAY names none: leave out --window and write a "
+            "picture (--out) or a page (--web)"
+        )
+
+
 def show(scene: Scene, size=(1280, 800)) -> None:
     """Open a window and stay until it is closed.
 
     Raises:
         RuntimeError: Open3D is missing or there is no screen.
     """
+    check_screen()
     view = _open(scene, size, visible=True)
     view.run()
     view.destroy_window()
@@ -69,7 +86,8 @@ def _open(scene: Scene, size: tuple[int, int], visible: bool):
         opened = view.create_window(scene.title, *size, visible=visible)
     if not opened or view.get_render_option() is None:
         remedy = (
-            "a screen is needed; without --window a file is written"
+            "the screen cannot be used; leave out --window and write a picture (--out) or a page "
+            "(--web)"
             if visible
             else (f"off-screen drawing needs EGL: apt install {PACKAGES}")
         )

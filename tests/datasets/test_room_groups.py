@@ -56,6 +56,12 @@ def test_every_sentence_comes_up_in_every_epoch_beside_others_of_its_room(tmp_pa
     assert orders[0] != orders[1] and Counter(orders[0]).most_common(1)[0][1] <= 2
 
 
+def test_groups_know_their_words_and_what_they_are_of(tmp_path):
+    data = groups(tmp_path)
+    assert data.vocabulary == ["a", "bed", "bin", "left", "of", "rightmost", "the"]
+    assert data.data_root == tmp_path and data.contents() == groups(tmp_path).contents()
+
+
 def test_a_group_makes_a_batch_of_all_its_sentences(tmp_path):
     batch = collate_groups([groups(tmp_path, 3)[0], groups(tmp_path, 3)[2]])["batch"]
     assert len(batch) == 6 and batch.samples[0].points is batch.samples[2].points

@@ -170,6 +170,7 @@ def test_other_lenses_are_refused(tmp_path):
     [
         ({"data_root": "nowhere"}, FileNotFoundError, "'nowhere' is no folder"),
         ({"split": "best"}, ValueError, "split is 'best'"),
+        ({"train_views": 0}, ValueError, "train_views is 0; it must be 1 or more"),
     ],
 )
 def test_settings_are_checked(tmp_path, options, error, message):

@@ -200,3 +200,18 @@ def test_a_prefix_goes_only_where_all_have_it():
     assert strip_prefix({"module.a": 1, "module.b": 2}) == {"a": 1, "b": 2}
     assert strip_prefix({"module.a": 1, "b": 2}) == {"module.a": 1, "b": 2}
     assert strip_prefix({}) == {}
+
+
+def test_a_full_disk_is_said_and_leaves_the_former_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.pth"
+    save_atomic({"a": torch.ones(3)}, path)
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, most))  # refuses as a full disk does
+    try:
+        with pytest.raises(OSError, match=r"a\.pth cannot be written .* MB are free .*--resume"):
+            save_atomic({"a": torch.ones(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
+    assert torch.equal(read_checkpoint(path)["a"], torch.ones(3))

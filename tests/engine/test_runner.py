@@ -131,6 +131,14 @@ def test_a_new_run_does_not_resume_from_the_old_one_in_its_folder(tmp_path):
     assert {"log.jsonl", "final.pth", "best.pth"} <= {path.name for path in aside.iterdir()}
 
 
+def test_the_words_of_the_training_are_noted(tmp_path):
+    runner = build_runner(CONFIG, tmp_path, cfg_options={"train_cfg.max_epochs": 1})
+    runner.train_dataloader.dataset.vocabulary = ["chair", "red"]
+    runner.train()
+    noted = torch.load(tmp_path / "final.pth", weights_only=True)["meta"]
+    assert noted["words"] == ["chair", "red"]
+
+
 def test_resume_refuses_another_batch_size(tmp_path):
     train(tmp_path, **{"train_cfg.max_epochs": 1})
     with pytest.raises(ValueError, match="iterations_per_epoch was 6 and is 3"):

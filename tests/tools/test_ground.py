@@ -1,10 +1,15 @@
 """tools/ground.py on small rooms: an answer, a picture, and clear words on bad input."""
 
+import warnings
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from sparse3d.datasets.scan_files import read_scan
 from sparse3d.datasets.world.rooms import make_rooms
+from sparse3d.models.text import HashedWords
 from sparse3d.structures.ply import write_ply
 from sparse3d.visualization.grounding import draw_answer
 from sparse3d.visualization.report import write_image
@@ -117,3 +122,16 @@ def test_picture_of_any_number_of_points(count, tmp_path):
     write_image(tmp_path / "a.png", image)
     if count > 1:
         assert (image == np.array([255, 150, 40])).all(2).any()
+
+
+def test_words_that_no_training_had_are_named():
+    model = SimpleNamespace(text=HashedWords(8, 16))
+    meta = {"words": ["chair", "red", "the"]}
+    with pytest.warns(UserWarning, match="never seen 'rote', 'stuhl' in its training"):
+        ground.warn_of_unknown("the rote Stuhl", meta, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ground.warn_of_unknown("The red chair!", meta, model)
+        ground.warn_of_unknown("der rote Stuhl", {}, model)  # an old checkpoint
+        pretrained = SimpleNamespace(text=torch.nn.Identity())  # knows more than its sentences
+        ground.warn_of_unknown("the crimson chair", meta, pretrained)

@@ -1,6 +1,7 @@
 """What a user's mistakes and broken files meet: one line that names them, or a counted drop."""
 
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -203,11 +204,28 @@ MISTAKES = {
     "unknown hook setting": ("default_hooks.checkpoint.intervall=1", f"{TYPO} 'interval'"),
     "unknown part": ("optim_wraper.optimizer.lr=1", "would change nothing"),
     "variable": ("class_names=[Car]", "would change nothing"),
+    "data without their loader": (
+        "data_root=elsewhere",
+        r"did you mean train_dataloader\.dataset\.data_root or val_dataloader\.dataset\.data_root",
+    ),
     "class in no label": ("train_dataloader.dataset.class_names=[Cars]", "in no label of .*'Car'"),
     "other classes": ("model.class_names=[Car]", "same class_names"),
     "no epochs": ("train_cfg.max_epochs=0", "max_epochs is 0"),
     "broken range": ("model.voxel_size=[0.3,1,4]", "nearest range that is"),
     "wide points": ("model.point_channels=9", "4 columns; the model takes 9"),
+    "number for numbers": (
+        "model.voxel_size=0.3",
+        r"VoxelDetector's voxel_size is 0\.3; the config must give Sequence\[float\]",
+    ),
+    "word for a number": ("model.point_channels=many", "point_channels is 'many'; .*give int"),
+    "word for a rate": ("optim_wrapper.optimizer.lr=fast", "AdamW's lr is 'fast'"),
+    "word for workers": ("train_dataloader.num_workers=x", "num_workers is 'x'; .* whole number"),
+    "word for an interval": ("train_cfg.val_interval=x", "val_interval is 'x'; .* whole number"),
+    "number for a part": ("train_dataloader=7", "train_dataloader is 7; it must be a dict"),
+    "class without its decorator": (
+        "train_dataloader.dataset.type=MyData",
+        r"needs @DATASETS\.register_module\(\).* its module in custom_imports",
+    ),
     "no model": ("model=None", "has no model"),
     "diverging": ("optim_wrapper.optimizer.lr=1e30", "not finite"),
     "missing weights": ("load_from=/nowhere.pth", "/nowhere.pth does not exist"),
@@ -309,6 +327,126 @@ def test_wrong_arguments_are_said_in_one_line(folder, weights, monkeypatch, caps
     with pytest.raises(SystemExit):
         tool("train", "config.py", "--cfg-options", "lr")
     assert "takes key.inner=value pairs, not 'lr'" in capsys.readouterr().err
+
+
+def test_a_detector_is_not_trained_on_with_other_frames(folder, tmp_path):
+    train = ("train", folder / "config.py", "--work-dir", folder / "run")
+    tool(*train)
+    cloud = np.fromfile(folder / "velodyne/000000.bin", np.float32)
+    (cloud + 0.01).tofile(folder / "velodyne/000000.bin")
+    with pytest.raises(SystemExit, match=f"^error: cannot resume .* other data of {folder} "):
+        tool(*train, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
+
+
+@pytest.mark.parametrize("name", ["test", "visualize"])
+def test_classes_in_another_order_are_refused(folder, weights, name):
+    order = "[Pedestrian,Car]"
+    where = ("--work-dir", folder / "run") if name == "test" else ("--out", folder / "a.png")
+    data = f"val_dataloader.dataset.class_names={order}"
+    with pytest.raises(SystemExit, match=r"^error: sample .* give model and data the same"):
+        tool(name, folder / "config.py", weights, *where, "--cfg-options", data)
+    content = torch.load(weights, weights_only=True)
+    torch.save({**content, "meta": {"class_names": ["Car", "Pedestrian"]}}, weights)
+    both = ("--cfg-options", data, f"model.class_names={order}")
+    with pytest.raises(SystemExit, match=r"^error: .*weights.pth was trained for .*'Car', 'Ped"):
+        tool(name, folder / "config.py", weights, *where, *both)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(folder, weights, monkeypatch):
+    monkeypatch.setattr(VoxelDetector, "predict", None)  # would be called in the work
+    work = ("--work-dir", folder / "run")
+    config = folder / "config.py"
+    with pytest.raises(SystemExit, match=f"^error: --out {folder} is a folder: name a file"):
+        tool("test", config, weights, *work, "--out", folder)
+    with pytest.raises(SystemExit, match=r"^error: --show-dir: .*a file is in the way"):
+        tool("test", config, weights, *work, "--show-dir", weights)
+    with pytest.raises(SystemExit, match=r"^error: --show-score is 30; scores are in 0\.\.1"):
+        tool("test", config, weights, *work, "--show-score", 30)
+    for option in ("--out", "--web", "--video", "--export"):
+        with pytest.raises(SystemExit, match=f"^error: {option} {folder} is a folder"):
+            tool("visualize", config, weights, option, folder)
+    with pytest.raises(SystemExit, match=r"^error: --score is 30; scores are in 0\.\.1"):
+        tool("visualize", config, weights, "--score", 30)
+    with pytest.raises(SystemExit, match=f"^error: --out {folder} is a folder"):
+        tool("export", config, weights, "--out", folder)
+
+
+def test_options_without_effect_are_refused(folder, weights):
+    options = ("--video", folder / "a.mp4", "--export", folder / "a.ply")
+    with pytest.raises(SystemExit, match=r"^error: --video and --export would have no effect: .*G"):
+        tool("visualize", folder / "config.py", weights, *options)
+
+
+def test_a_page_and_a_picture_are_written_together(folder, weights):
+    pytest.importorskip("viser")
+    page, out = folder / "a.html", folder / "a.png"
+    tool("visualize", folder / "config.py", weights, "--web", page, "--out", out)
+    assert page.is_file() and out.is_file()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have a screen")
+def test_a_window_without_a_screen_is_refused_at_once(folder, weights, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit, match=r"^error: a window needs a screen, .*--out.*--web"):
+        tool("visualize", folder / "config.py", weights, "--window")
+
+
+PHOTOGRAPHS = ("prepare_data", "poses", "photographs")
+MISSING = {
+    "viser": (("visualize", "config.py", "weights.pth", "--web", "a.html"), "viser"),
+    "open3d": (("visualize", "config.py", "--view", "3d", "--out", "a.png"), "open3d-cpu"),
+    "open3d of the world": (("prepare_data", "world", "--train", 1, "--root", "w"), "open3d-cpu"),
+    "pycolmap": (PHOTOGRAPHS, "pycolmap"),
+    "pyarrow": (("flow", "a.feather", "a.feather"), "pyarrow"),
+    "onnxscript": (("export", "config.py", "--out", "m.pt2", "--onnx", "m.onnx"), "onnx "),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_missing_packages_are_said_in_one_line(folder, weights, monkeypatch, case):
+    arguments, package = MISSING[case]
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, case.split()[0], None)
+    (folder / "a.feather").touch()
+    (folder / "photographs").mkdir()
+    with pytest.raises(SystemExit, match=f"^error: .*pip install {package}") as error:
+        tool(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_any_other_missing_module_keeps_its_traceback(folder, monkeypatch):
+    def broken(*_):
+        import a_module_that_is_not_there  # noqa: F401
+
+    monkeypatch.setattr(VoxelDetector, "raw", broken)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that"):
+        tool("train", folder / "config.py", "--work-dir", folder / "run")
+
+
+def test_a_wrong_kind_that_no_setting_has_keeps_its_traceback(folder, monkeypatch):
+    def broken(*_):
+        return None + 1
+
+    monkeypatch.setattr(VoxelDetector, "raw", broken)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        tool("train", folder / "config.py", "--work-dir", folder / "run")
+
+
+def test_models_of_another_task_are_refused(folder, weights):
+    cloud = folder / "a.npy"
+    np.save(cloud, np.zeros((9, 3)))
+    model = ("--config", folder / "config.py", "--checkpoint", weights)
+    with pytest.raises(SystemExit, match=r"^error: .*VoxelDetector, which finds no flow"):
+        tool("flow", cloud, cloud, *model)
+    config = ROOT / "configs/splatting/edgs_colmap.py"
+    with pytest.raises(SystemExit, match=r"^error: .*SplattingModel; a program is made of a det"):
+        tool("export", config, "--out", folder / "m.pt2")
+    with pytest.raises(SystemExit, match=r"^error: no config 'nope\.py'; those delivered"):
+        tool("export", "nope.py", "--out", folder / "m.pt2")
+    wrong = ("--cfg-options", "model.head.shared_chanels=8")
+    with pytest.raises(SystemExit, match=f"^error: .*{TYPO} 'shared_channels'"):
+        tool("export", folder / "config.py", "--out", folder / "m.pt2", *wrong)
 
 
 def test_no_database_is_made_of_classes_in_no_label(folder):

@@ -91,3 +91,16 @@ def test_a_query_of_another_place_ends_with_code_2(scene, tmp_path, capsys):
         run("query", tmp_path / "map.npz", tmp_path / "q.png", "--focal", K[0, 0])
     assert end.value.code == 2
     assert "no pose" in capsys.readouterr().out
+
+
+def test_mistakes_are_named(scene, tmp_path):
+    with pytest.raises(ValueError, match="--views is 0; it must be 1 or more"):
+        run("build", scene, tmp_path / "map.npz", "--views", 0)
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        run("build", scene, tmp_path)
+    run("build", scene, tmp_path / "map.npz", "--kind", "mean", "--landmarks", 100)
+    cv2.imwrite(str(tmp_path / "q.jpg"), photograph(pose(1.5, 1.8)))
+    whole = (tmp_path / "q.jpg").read_bytes()
+    (tmp_path / "q.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"q\.jpg is cut off: copy it again"):
+        run("query", tmp_path / "map.npz", tmp_path / "q.jpg", "--focal", K[0, 0])

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cv2
 import pytest
 import torch
 
@@ -70,6 +71,21 @@ def test_a_killed_run_ends_as_one_never_stopped(place, trained, tmp_path, monkey
         assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_training_is_never_resumed_on_another_place(place, trained, tmp_path, capsys):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(trained, run)
+    shutil.copytree(place, moved)
+    other = write_colmap(tmp_path / "other", 6)
+    resume = ("train", CONFIG, "--resume", "--work-dir", run)
+    with pytest.raises(SystemExit, match=f"^error: .*{place}, not of {other}; .*--work-dir") as end:
+        tool(*resume, *options(other))
+    assert "\n" not in str(end.value)
+    capsys.readouterr()
+    tool(*resume, *options(moved), "train_cfg.max_epochs=4")  # the same place, elsewhere
+    assert f"the data were in {place} and are now in {moved}" in "".join(capsys.readouterr())
+    assert (run / "epoch_4.pth").is_file()
+
+
 def test_the_held_out_views_are_judged_and_drawn(place, trained, tmp_path):
     out, show = tmp_path / "metrics.json", tmp_path / "show"
     weights = trained / "final.pth"
@@ -110,3 +126,36 @@ def test_what_is_missing_is_said_in_one_line(place, tmp_path, spoil, message):
     spoil(root)
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         tool("train", CONFIG, "--work-dir", tmp_path, *options(root))
+
+
+def test_two_photographs_of_which_one_is_held_out(tmp_path):
+    root = write_colmap(tmp_path / "two", 2)
+    with pytest.raises(SystemExit, match=r"^error: .*has 1 photograph; .*of the 2 .*holdout=0"):
+        tool("train", CONFIG, "--work-dir", tmp_path, *options(root))
+    chosen = (*options(root), "train_dataloader.dataset.holdout=0", "train_cfg.max_epochs=1")
+    tool("train", CONFIG, "--work-dir", tmp_path, *chosen)
+    assert (tmp_path / "final.pth").is_file()
+
+
+def test_a_flight_through_few_views_takes_all(place, trained, tmp_path, capsys):
+    video, weights = tmp_path / "a.avi", trained / "final.pth"
+    paths = ("--out", tmp_path / "a.png", "--video", video, "--frames", 3)
+    tool("visualize", CONFIG, weights, *paths, *options(place))
+    assert "the split has 1 views: the flight is through 5" in capsys.readouterr().out
+    reader = cv2.VideoCapture(str(video))
+    first, *others = (reader.read()[1].astype(int) for _ in range(3))
+    assert all(abs(other - first).mean() > 3 for other in others)
+
+
+def test_without_weights_the_sparse_points_are_drawn(place, tmp_path, capsys):
+    tool("visualize", CONFIG, "--out", tmp_path / "a.png", *options(place))
+    assert "view_00.png: 60 sparse points of the place" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^error: --video would have no effect: .*CHECKPOINT"):
+        tool("visualize", CONFIG, "--video", tmp_path / "a.avi", *options(place))
+
+
+@pytest.mark.parametrize("option", [("--window",), ("--view", "3d")])
+def test_a_window_of_gaussians_is_refused(place, trained, monkeypatch, option):
+    monkeypatch.setenv("DISPLAY", ":0")
+    with pytest.raises(SystemExit, match=f"^error: {option[0]} would have no effect: .*--web"):
+        tool("visualize", CONFIG, trained / "final.pth", *option, *options(place))
