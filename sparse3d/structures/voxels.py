@@ -421,11 +421,6 @@ class SparseVoxels:
         Raises:
             ValueError: ``coords`` have another number of columns.
         """
-        if coords.dim() != 2 or coords.shape[1] != 1 + self.dims:
-            raise ValueError(
-                f"coords have shape {tuple(coords.shape)}; [M, {1 + self.dims}] is needed: the "
-                "batch, then the cell"
-            )
         return find_rows(self.coords, coords)
 
     def features_at(self, coords: Tensor) -> Tensor:

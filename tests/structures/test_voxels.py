@@ -397,5 +397,5 @@ def test_strides_and_shapes_have_a_number_for_each_axis(options):
 
 
 def test_lookup_wants_the_batch_before_the_cell():
-    with pytest.raises(ValueError, match=r"coords have shape \(1, 3\); \[M, 4\] is needed"):
+    with pytest.raises(ValueError, match=r"of shape \(1, 3\); integers of 4 columns"):
         some_voxels().lookup(torch.tensor([[1, 2, 3]]))
