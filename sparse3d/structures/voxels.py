@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sparse3d.ops.arguments import check_floats
+from sparse3d.ops.arguments import check_floats, check_shape, check_type
 from sparse3d.ops.keys import extremes, find_rows, sort_rows
 from sparse3d.ops.voxelize import segment_expand, segment_reduce, voxelize
 
@@ -271,11 +271,8 @@ class SparseVoxels:
         Raises:
             ValueError: the mask is not bool [N].
         """
-        if mask.dtype != torch.bool or mask.shape != (len(self),):
-            raise ValueError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; bool of shape "
-                f"({len(self)},) is needed, true where a voxel stays"
-            )
+        check_type("mask", mask, torch.bool)
+        check_shape("mask", mask, (len(self),))
         rows = mask.nonzero()[:, 0]  # index_select is many times as fast as a mask
         return replace(
             self,
@@ -292,10 +289,7 @@ class SparseVoxels:
         Raises:
             ValueError: there is not one score for each row, or one is NaN.
         """
-        if scores.shape != (len(self),):
-            raise ValueError(
-                f"scores have shape {tuple(scores.shape)}; ({len(self)},) is needed, one a voxel"
-            )
+        check_shape("scores", scores, (len(self),))
         checked = not torch.compiler.is_compiling()  # a compiled program takes values on trust
         if checked and scores.isnan().any():
             row = int(scores.isnan().nonzero()[0])

@@ -370,13 +370,13 @@ def test_means_in_coarser_cells_are_those_of_what_lies_in_them():
     "mask", [torch.tensor([2]), torch.ones(3, dtype=torch.bool), torch.ones(500, dtype=torch.bool)]
 )
 def test_pruning_wants_one_truth_per_row(mask):
-    with pytest.raises(ValueError, match="mask is torch"):
+    with pytest.raises(ValueError, match="mask (is torch|has shape)"):
         some_voxels().prune(mask)
 
 
 def test_best_refuses_other_numbers_of_scores_and_nan():
     one = some_voxels()
-    with pytest.raises(ValueError, match=r"scores have shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"scores has shape \(2,\)"):
         one.best(torch.ones(2), 1)
     scores = torch.ones(len(one))
     scores[4] = float("nan")
