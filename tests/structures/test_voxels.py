@@ -370,7 +370,7 @@ def test_means_in_coarser_cells_are_those_of_what_lies_in_them():
     "mask", [torch.tensor([2]), torch.ones(3, dtype=torch.bool), torch.ones(500, dtype=torch.bool)]
 )
 def test_pruning_wants_one_truth_per_row(mask):
-    with pytest.raises(ValueError, match="mask (is torch|has shape)"):
+    with pytest.raises(ValueError, match=r"mask (is torch|has shape)"):
         some_voxels().prune(mask)
 
 
