@@ -55,7 +55,8 @@ class SplattingModel(BaseModel):
             hole of the background's colour: for places that are closed all around. Elsewhere it
             costs quality.
         antialiased: opacities fall by what the pixel's width adds to a Gaussian (Mip-Splatting).
-        exposure: learn a gain and an offset of every training photograph's colours.
+        exposure: learn a gain and an offset of every training photograph's colours, which are
+            none in the mean: pictures of other views have the photographs' mean exposure.
         most_gaussians: cap of their number; None: none.
         memory_gb: cap of what they and their training take, GB; None: none.
     """
@@ -308,6 +309,10 @@ class SplattingModel(BaseModel):
         else:
             with torch.no_grad():
                 self.strategy.after_step(self, optim_wrapper.optimizer, self.meta, step, self.steps)
+                if self.exposure is not None:
+                    # What all share belongs to the colours, which other views see, too.
+                    none = torch.eye(3, 4).to(self.exposure)
+                    self.exposure += none - self.exposure.mean(0)
         self.meta = {}
         self.step += 1
         return log
@@ -326,8 +331,10 @@ class SplattingModel(BaseModel):
         fallen = float(self.extent) * self.final_rate ** max(share, self.hold_rate)
         for group in optimizer.param_groups:
             base = group.setdefault("initial_lr", group["lr"])
-            of_means = group["params"][0] is self.means
-            group["lr"] = base * factor * (fallen if of_means else 1)
+            first = group["params"][0]
+            # Exposures are few and steep: hurried, they run ahead of the colours.
+            hurry = factor / self.haste if first is self.exposure else factor
+            group["lr"] = base * hurry * (fallen if first is self.means else 1)
 
     def _drop_bad(self, optimizer) -> bool:
         """Remove the Gaussians with gradients that are not finite, if they are few."""

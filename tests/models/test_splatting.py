@@ -290,9 +290,22 @@ def test_exposure_is_learnt_for_training_views_alone():
     gain = model.exposure.detach()[:, :, :3].diagonal(dim1=1, dim2=2).mean(1)
     assert gain[1] < gain[0]
     assert not torch.equal(model.exposure[0], torch.eye(3, 4))
+    torch.testing.assert_close(model.exposure.detach().mean(0), torch.eye(3, 4))
     image = torch.rand(4, 5, 3)
     assert torch.equal(model.exposed(image, "a test view"), image)
     assert torch.equal(model.eval().exposed(image, "view 0"), image)
+
+
+def test_short_trainings_hurry_all_rates_but_those_of_exposures():
+    model, wrapper, samples = build(exposure=True, rate_power=0.6)
+    train(model, wrapper, samples, 1)
+    assert model.haste > 1
+    for group in wrapper.optimizer.param_groups:
+        hurried = group["lr"] / group["initial_lr"]
+        if group["params"][0] is model.exposure:
+            assert hurried == pytest.approx(1)
+        elif group["params"][0] is not model.means:  # which has the scene's extent, too
+            assert hurried == pytest.approx(model.haste)
 
 
 # ---------------------------------------------------------------------- bad input
