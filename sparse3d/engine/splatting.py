@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
+from sparse3d.models.dense_start.start import TooFewViews
 from sparse3d.registry import HOOKS
 from sparse3d.structures import SparsePoints
 
@@ -85,8 +86,8 @@ class SplattingHook(Hook):
         points = getattr(dataset, "points", SparsePoints.none())
         try:
             report = model.begin(samples, points, runner.max_iters)
-        except ValueError as error:
-            raise ValueError(f"{error}{held_out(dataset)}") from error
+        except TooFewViews as error:
+            raise TooFewViews(f"{error}{held_out(dataset)}") from error
         report["start_seconds"] = round(time.time() - started, 2)
         print(
             f"the scene begins with {len(model)} Gaussians, made in {report['start_seconds']} s",

@@ -419,7 +419,9 @@ def test_the_start_repeats_itself_and_obeys_its_cap(depth):
     samples, start = views(poses(3)), DenseStart({"type": depth}, **START)
     runs = [start(samples, SparsePoints.none(), 0)[0] for _ in range(2)]
     assert torch.equal(runs[0].means, runs[1].means)
-    assert len(start(samples, SparsePoints.none(), 0, most=200)[0]) <= 200
+    for most in (200, 5, 1):
+        made, _ = start(samples, SparsePoints.none(), 0, most=most)
+        assert 0 < len(made) <= most and made.finite().all()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from sparse3d.ops.voxelize import segment_reduce
 from sparse3d.structures import SparseVoxels, VoxelGrid
 
 OCTAVE = VoxelGrid((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+LARGEST = 2.0**24
+"""Voxels are not made larger than so many times their own size: a place has fewer across."""
 
 
 def merge_near(points: Tensor, sizes: Tensor, doubt: Tensor) -> Tensor:
@@ -45,9 +47,11 @@ def merge_to(
     """
     finer = rows = merge_near(points, sizes, doubt)
     octave = 1.0
-    while most is not None and len(rows) > most:
+    while most is not None and len(rows) > most and octave < LARGEST:
         octave *= 2
         finer, rows = rows, merge_near(points, sizes * octave, doubt)
+    if most is not None and len(rows) > most:  # voxels of several octaves never become one
+        rows = rows[doubt[rows].argsort(stable=True)[:most]].sort().values
     if most is not None and len(rows) < min(most, len(finer)):
         # Between two octaves: the surest of the finer ones come back.
         others = finer[~torch.isin(finer, rows)]

@@ -24,6 +24,10 @@ ASKED = 10
 """Nearest views that may contradict a point."""
 
 
+class TooFewViews(ValueError):
+    """These photographs are no start; more of the same place might be."""
+
+
 @MODELS.register_module()
 class PointStart:
     """One Gaussian per sparse point, as wide as its three nearest neighbours are far (3DGS).
@@ -135,10 +139,10 @@ class DenseStart:
         """Gaussians, at most ``most``, and what to report of their making.
 
         Raises:
-            ValueError: fewer than two photographs, or no pair with parallax or matches.
+            TooFewViews: fewer than two photographs, or no pair with parallax or matches.
         """
         if len(samples) < 2:
-            raise ValueError(
+            raise TooFewViews(
                 f"the dense start has {len(samples)} photograph; it needs two of the same place at "
                 "least: add some, or begin from points: start=dict(type='PointStart')"
             )
@@ -146,7 +150,7 @@ class DenseStart:
         pictures = [Photograph.from_sample(sample) for sample in samples]
         found = self._all_references(pictures, points)
         if not found:
-            raise ValueError(
+            raise TooFewViews(
                 f"no two of the {len(pictures)} photographs agree on a depth: the views have no "
                 "parallax, nothing in common, or wrong poses; take others, or begin from points: "
                 "start=dict(type='PointStart')"
