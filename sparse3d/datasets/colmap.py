@@ -128,7 +128,8 @@ def read_points3d(path: Path, names: dict[int, str]) -> SparsePoints:
             views.append(sorted({names[p] for p in pictures if p in names}))
     if not xyz:
         return SparsePoints.none()
-    return SparsePoints(torch.tensor(xyz).float(), torch.tensor(rgb).float() / 255, views)
+    points = SparsePoints(torch.tensor(xyz).float(), torch.tensor(rgb).float() / 255, views)
+    return points.finite(path)
 
 
 def _point_rows(path):

@@ -27,13 +27,16 @@ class SpareViews(ViewDataset):
 
     Pictures are looked for below ``data_root`` in folders of the scene's name, projection matrices
     (3x4, rows of numbers, as in RegNeRF's layout of DTU) as ``pos_NNN.txt`` in the scene's folder
-    or in ``Calibration/cal18``.
+    or in ``Calibration/cal18``. Masks of the object, by which PSNR is judged beside that of whole
+    pictures, are NNN.png (counted from 0, as the split file counts) in the scene's folder below
+    ``masks``.
 
     Args:
         data_root: folder of the data set.
         split_file: Track1_split_development.json or such, below ``data_root``.
         scene: a name in that file; None: its first one.
         light: of the pictures, 0 to 6.
+        masks: folder below ``data_root`` (RegNeRF's is idrmasks); None: no masks.
         options: of ViewDataset; ``holdout`` means nothing, the file says what is held out.
     """
 
@@ -45,11 +48,13 @@ class SpareViews(ViewDataset):
         split_file: str,
         scene: str | None = None,
         light: int = ALL_LIGHTS,
+        masks: str | None = None,
         **options: Any,
     ):
         self.split_file = split_file
         self.scene = scene
         self.light = light
+        self.masks = masks
         super().__init__(data_root, **options)
 
     def read(self) -> tuple[list[View], SparsePoints]:
@@ -83,7 +88,18 @@ class SpareViews(ViewDataset):
         found = sorted(self.data_root.rglob(f"{scene}/**/{stem}.*"))
         picture = found[0] if found else self.data_root / scene / f"{stem}.png"
         K, pose = decompose(self._matrix(scene, camera))
-        return View(f"{camera:03d}", picture, K, pose)
+        return View(f"{camera:03d}", picture, K, pose, mask=self._mask(scene, camera - 1))
+
+    def _mask(self, scene: str, view: int) -> Path | None:
+        if self.masks is None:
+            return None
+        folder = self.data_root / self.masks / scene
+        found = sorted(folder.rglob(f"{view:03d}.png"))
+        if not found:
+            raise FileNotFoundError(
+                f"{folder} has no mask {view:03d}.png: copy the masks there, or leave masks out"
+            )
+        return found[0]
 
     def _matrix(self, scene: str, camera: int) -> np.ndarray:
         name = f"pos_{camera:03d}.txt"

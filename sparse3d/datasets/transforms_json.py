@@ -54,13 +54,19 @@ class TransformsViews(ViewDataset):
         frames = content.get("frames") if isinstance(content, dict) else None
         if not frames:
             raise ValueError(f"{path} lists no frames")
-        views = [self._view(path, content, frame) for frame in frames]
+        views = []
+        for number, frame in enumerate(frames):
+            try:
+                views.append(self._view(path, content, frame))
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                name = frame.get("file_path") if isinstance(frame, dict) else frame
+                raise ValueError(f"{path}: frame {number} ({name}): {error}") from error
         cloud = content.get("ply_file_path")
         return views, _read_cloud(self.data_root / cloud) if cloud else SparsePoints.none()
 
     def _view(self, path: Path, content: dict, frame: dict) -> View:
         if "file_path" not in frame or "transform_matrix" not in frame:
-            raise ValueError(f"{path}: a frame lacks file_path or transform_matrix: {frame}")
+            raise ValueError("it lacks file_path or transform_matrix")
         name = frame["file_path"]
         picture = next(
             (p for end in ENDINGS if (p := self.data_root / f"{name}{end}").is_file()),
@@ -70,46 +76,58 @@ class TransformsViews(ViewDataset):
         if pose.shape == (3, 4):
             pose = np.concatenate([pose, [[0, 0, 0, 1.0]]])
         if pose.shape != (4, 4):
-            raise ValueError(f"{path}: transform_matrix of {name} has shape {pose.shape}")
+            raise ValueError(f"its transform_matrix has shape {pose.shape}; it must be 4 x 4")
         finite = np.isfinite(pose).all() and abs(np.linalg.det(pose[:3, :3])) > 1e-9
         to_camera = np.linalg.inv(pose @ FLIP) if finite else np.full((4, 4), np.nan)
         values = {**content, **frame}
-        K, size = _intrinsics(path, values, picture)
-        bent, fisheye = _distortion(path, values)
+        K, size = _intrinsics(values, picture)
+        bent, fisheye = _distortion(values)
         return View(name, picture, K, to_camera, size, bent, fisheye)
 
 
-def _intrinsics(path: Path, values: dict, picture: Path):
+def _number(values: dict, name: str, otherwise: float | None = None) -> float | None:
+    """``values[name]``; ``otherwise`` where there is none.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    value = values.get(name)
+    if value is None:
+        return otherwise
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}; it must be a number") from None
+
+
+def _intrinsics(values: dict, picture: Path):
     """K [3, 3] and the (width, height) that it belongs to."""
-    size = (int(values["w"]), int(values["h"])) if "w" in values and "h" in values else None
-    if size is None:
+    width, height = _number(values, "w"), _number(values, "h")
+    if width is None or height is None:
         if not picture.is_file():
             return np.eye(3), None
         height, width = read_picture(picture, np.zeros(3, np.float32)).shape[:2]
-        size = (width, height)
-    fx = values.get("fl_x")
-    if fx is None and "camera_angle_x" in values:
-        fx = size[0] / 2 / math.tan(values["camera_angle_x"] / 2)
+    fx, fy = _number(values, "fl_x"), _number(values, "fl_y")
+    across, up = _number(values, "camera_angle_x"), _number(values, "camera_angle_y")
+    if fx is None and across:
+        fx = width / 2 / math.tan(across / 2)
     if fx is None:
-        raise ValueError(f"{path} gives no focal length: fl_x or camera_angle_x is needed")
-    fy = values.get("fl_y")
+        raise ValueError("there is no focal length: fl_x or camera_angle_x is needed")
     if fy is None:
-        angle = values.get("camera_angle_y")
-        fy = fx if angle is None else size[1] / 2 / math.tan(angle / 2)
-    cx, cy = values.get("cx", size[0] / 2), values.get("cy", size[1] / 2)
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]), size
+        fy = height / 2 / math.tan(up / 2) if up else fx
+    cx, cy = _number(values, "cx", width / 2), _number(values, "cy", height / 2)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]), (int(width), int(height))
 
 
-def _distortion(path: Path, values: dict) -> tuple[tuple[float, ...], bool]:
+def _distortion(values: dict) -> tuple[tuple[float, ...], bool]:
     model = values.get("camera_model", "OPENCV").upper()
     if model not in LENSES:
         raise ValueError(
-            f"{path} has the camera_model {model}, which is not supported; those that are: "
-            f"{', '.join(LENSES)}"
+            f"camera_model {model} is not supported; those that are: {', '.join(LENSES)}"
         )
     fisheye = model == "OPENCV_FISHEYE" or bool(values.get("is_fisheye"))
     names = ("k1", "k2", "k3", "k4") if fisheye else ("k1", "k2", "p1", "p2", "k3")
-    return tuple(float(values.get(name) or 0) for name in names), fisheye
+    return tuple(_number(values, name, 0.0) for name in names), fisheye
 
 
 def _read_cloud(path: Path) -> SparsePoints:
@@ -123,5 +141,4 @@ def _read_cloud(path: Path) -> SparsePoints:
     rgb = np.full_like(xyz, 0.5)
     if {"red", "green", "blue"} <= set(names):
         rgb = np.stack([table[c] for c in ("red", "green", "blue")], 1).astype(np.float32) / 255
-    good = np.isfinite(xyz).all(1)
-    return SparsePoints(torch.from_numpy(xyz[good]), torch.from_numpy(rgb[good]))
+    return SparsePoints(torch.from_numpy(xyz), torch.from_numpy(rgb)).finite(path)

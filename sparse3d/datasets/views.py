@@ -1,6 +1,7 @@
 """Photographs of one place with known cameras: what trains and judges a scene of Gaussians."""
 
 import dataclasses
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class View:
         size: (width, height) to which K belongs; None: that of the picture.
         distortion: OpenCV's coefficients; none: a pinhole.
         fisheye: the coefficients are of OpenCV's fisheye model.
+        mask: of a grey picture like this one; its pixels of 128 and more are what is judged.
     """
 
     name: str
@@ -43,13 +45,15 @@ class View:
     size: tuple[int, int] | None = None
     distortion: tuple[float, ...] = ()
     fisheye: bool = False
+    mask: Path | None = None
 
 
 class ViewDataset(Dataset):
     """Photographs by index, undistorted and reduced; a subclass reads cameras and points.
 
-    A sample has one camera and one image, both named 'view', and no points; ``meta`` has sample_id
-    and image_path. ``points`` are the sparse points of the whole place.
+    A sample has one camera and one image, both named 'view', and no points; ``meta`` has sample_id,
+    image_path and, where the view has a mask, mask: bool [H, W]. ``points`` are the sparse points
+    of the whole place.
     """
 
     name = "views"
@@ -97,8 +101,9 @@ class ViewDataset(Dataset):
         self._cache: OrderedDict[int, Sample] = OrderedDict()
         self._cached = 0
         views, self.points = self.read()
+        views = listed_once(sorted(views, key=lambda view: view.name))
         self.found = len(views)  # in all splits
-        self.views = usable(self.choose(sorted(views, key=lambda view: view.name)))
+        self.views = usable(self.choose(views))
         if not self.views:
             raise ValueError(
                 f"{self.data_root} has no {split} view (of {len(views)}, every {holdout}-th is "
@@ -160,31 +165,60 @@ class ViewDataset(Dataset):
             size = tuple(max(int(side * factor), 1) for side in camera.size)
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             camera = camera.resized(size)
-        meta = {"sample_id": view.name, "image_path": str(view.path)}
+        meta: dict[str, Any] = {"sample_id": view.name, "image_path": str(view.path)}
+        if view.mask is not None:
+            mask, _ = undistort(read_picture(view.mask, np.zeros(3, np.float32)), view)
+            mask = cv2.resize(mask, camera.size, interpolation=cv2.INTER_AREA)
+            meta["mask"] = torch.from_numpy(mask[..., 0] >= 128)
         picture = {VIEW: torch.from_numpy(np.ascontiguousarray(image))}
         return Sample(torch.zeros(0, 3), cameras={VIEW: camera}, images=picture, meta=meta)
+
+
+def listed_once(views: list[View]) -> list[View]:
+    """The first view of every picture; one warning names those that are listed again.
+
+    Else one and the same photograph could train the scene and judge it.
+    """
+    first: dict[str, View] = {}
+    again = []
+    for view in views:
+        if first.setdefault(os.path.normpath(view.path), view) is not view:
+            again.append(view.name)
+    if again:
+        text = f"{len(again)} of {len(views)} views show a photograph that is listed before"
+        warnings.warn(f"{text} ({_some(again)}); only the first of each is taken", stacklevel=3)
+    return list(first.values())
 
 
 def usable(views: list[View]) -> list[View]:
     """The views whose pictures are whole and whose poses are rotations; one warning names others.
 
     Raises:
-        FileNotFoundError: no view is left of one or more.
+        FileNotFoundError: no view is left of one or more, and a picture is missing or damaged.
+        ValueError: no view is left, and their cameras are why.
     """
-    faults = {view.name: fault for view in views if (fault := _fault(view))}
+    named = {view.name: _camera_fault(view) or _picture_fault(view) for view in views}
+    faults = {name: fault for name, fault in named.items() if fault}
     if not faults:
         return views
-    shown = "; ".join(f"{name}: {fault}" for name, fault in list(faults.items())[:NAMED])
-    more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-    text = f"{len(faults)} of {len(views)} photographs cannot be used ({shown}{more})"
+    shown = _some([f"{name}: {fault}" for name, fault in faults.items()])
+    text = f"{len(faults)} of {len(views)} photographs cannot be used ({shown})"
     if len(faults) == len(views):
+        if all(map(_camera_fault, views)):
+            raise ValueError(f"{text}: correct the cameras, or have them found again")
         raise FileNotFoundError(f"{text}: correct the folder of the pictures or copy them again")
     warnings.warn(f"{text}; they are left out", stacklevel=3)
     return [view for view in views if view.name not in faults]
 
 
-def _fault(view: View) -> str | None:
-    """What makes a view unusable, or None."""
+def _some(names: list[str]) -> str:
+    """The first few of ``names``, and how many more there are."""
+    more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return "; ".join(names[:NAMED]) + more
+
+
+def _camera_fault(view: View) -> str | None:
+    """What makes the camera of a view unusable, or None."""
     if not (np.isfinite(view.world_to_cam).all() and np.isfinite(view.K).all()):
         return "its camera holds NaN or infinity"
     turn = view.world_to_cam[:3, :3]
@@ -192,6 +226,13 @@ def _fault(view: View) -> str | None:
         return "its pose is no rotation"
     if not (view.K[0, 0] > 0 and view.K[1, 1] > 0):
         return f"its focal length is {view.K[0, 0]:g}"
+    if view.size is not None and min(view.size) < 1:
+        return f"its camera has {view.size[0]} x {view.size[1]} pixels"
+    return None
+
+
+def _picture_fault(view: View) -> str | None:
+    """What makes the picture of a view unusable, or None."""
     if not view.path.is_file():
         return f"there is no {view.path}"
     return None if is_whole(view.path) else f"{view.path} is cut off"

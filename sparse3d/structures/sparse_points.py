@@ -1,5 +1,6 @@
 """Points that a structure-from-motion program triangulated."""
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +24,16 @@ class SparsePoints:
     @classmethod
     def none(cls) -> "SparsePoints":
         return cls(torch.zeros(0, 3), torch.zeros(0, 3))
+
+    def finite(self, source: object) -> "SparsePoints":
+        """Those with finite place and colour; a warning names ``source`` where others are lost."""
+        good = self.xyz.isfinite().all(1) & self.rgb.isfinite().all(1)
+        if good.all():
+            return self
+        lost = f"{int((~good).sum())} of {len(self)} points of {source} are not finite"
+        warnings.warn(f"{lost}; they are left out", stacklevel=3)
+        views = [views for views, kept in zip(self.views, good.tolist()) if kept]
+        return SparsePoints(self.xyz[good], self.rgb[good], views)
 
     def __len__(self) -> int:
         return len(self.xyz)

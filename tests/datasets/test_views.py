@@ -228,9 +228,19 @@ def test_transparent_pixels_show_the_background(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"fl_x": None}, "no focal length"),
+        ({"fl_x": None}, r"transforms.json: frame 0 \(images/view_00.png\): there is no focal"),
+        ({"fl_x": "wide"}, r"frame 0 \(images/view_00.png\): fl_x is 'wide'; it must be a number"),
+        ({"fl_x": [1, 2]}, r"fl_x is \[1, 2\]; it must be a number"),
+        ({"w": 0}, r"2 of 2 photographs cannot be used .*its camera has 0 x 72 pixels.*cameras"),
+        ({"h": float("inf")}, r"frame 0 \(images/view_00.png\)"),
+        ({"frames": ["a"]}, r"frame 0 \(a\)"),
+        ({"frames": [{"file_path": "a", "transform_matrix": "b"}]}, r"frame 0 \(a\)"),
+        ({"frames": [{"file_path": "a", "transform_matrix": [[1, 2], [3]]}]}, r"frame 0 \(a\)"),
         ({"frames": []}, "lists no frames"),
-        ({"frames": [{"file_path": "a"}]}, "lacks file_path or transform_matrix"),
+        (
+            {"frames": [{"file_path": "a"}]},
+            r"frame 0 \(a\): it lacks file_path or transform_matrix",
+        ),
         ({"camera_model": "EQUIRECTANGULAR"}, "not supported"),
     ],
 )
@@ -249,6 +259,32 @@ def test_nan_poses_of_transforms_are_left_out(tmp_path):
         assert len(TransformsViews(root, split="all")) == 2
 
 
+def test_a_photograph_listed_twice_counts_once(tmp_path):
+    root = write_transforms(tmp_path, 9)
+    path = root / "transforms.json"
+    content = json.loads(path.read_text())
+    again = dict(content["frames"][0], file_path="./" + content["frames"][0]["file_path"])
+    content["frames"] += [again, content["frames"][3]]
+    path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=r"2 of 11 views .*listed before \(.*view_0.*view_03"):
+        train, test = (TransformsViews(root, split=s) for s in ("train", "test"))
+    assert (len(train), len(test)) == (7, 2)
+    assert not {v.path.resolve() for v in train.views} & {v.path.resolve() for v in test.views}
+
+
+def test_points_that_are_not_finite_are_left_out(tmp_path):
+    root = write_colmap(tmp_path, 2, text=True)
+    path = root / "sparse/0/points3D.txt"
+    lines = path.read_text().splitlines()
+    row = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    words = lines[row].split()
+    lines[row] = " ".join([words[0], "nan", *words[2:]])
+    path.write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match=r"1 of 60 points of .*points3D.txt are not finite"):
+        points = ColmapViews(root, split="all").points
+    assert len(points) == 59 == len(points.views) and points.xyz.isfinite().all()
+
+
 def test_spares_protocol_names_the_views(tmp_path):
     for i, pose in enumerate(poses(5)):
         folder = tmp_path / "scan1"
@@ -264,6 +300,20 @@ def test_spares_protocol_names_the_views(tmp_path):
     camera = test[0].cameras[VIEW]
     np.testing.assert_allclose(camera.world_to_cam, poses(5)[1], atol=1e-5)
     np.testing.assert_allclose(camera.corner_K, K, rtol=1e-4, atol=1e-3)
+    assert "mask" not in test[0].meta
+    with pytest.raises(FileNotFoundError, match=r"scan1 has no mask 001.png: copy the masks"):
+        SpareViews(tmp_path, "Track1.json", split="test", masks="idrmasks")
+    for view in (1, 3):
+        (tmp_path / "idrmasks/scan1/mask").mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+        mask[: 24 * view] = 255
+        cv2.imwrite(str(tmp_path / f"idrmasks/scan1/mask/{view:03d}.png"), mask)
+    masked = SpareViews(tmp_path, "Track1.json", split="test", masks="idrmasks")
+    for sample, view in zip(masked, (1, 3)):
+        assert sample.meta["mask"].sum() == 24 * view * SIZE[0]
+        assert sample.meta["mask"][: 24 * view].all()
+    half = SpareViews(tmp_path, "Track1.json", split="test", masks="idrmasks", most_pixels=1728)
+    assert half[0].meta["mask"].shape == half[0].images[VIEW].shape[:2] == (36, 48)
     with pytest.raises(ValueError, match="no scene 'scan2'"):
         SpareViews(tmp_path, "Track1.json", "scan2")
     with pytest.raises(ValueError, match="no projection matrix"):

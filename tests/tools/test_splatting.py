@@ -4,12 +4,13 @@ import json
 import shutil
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from sparse3d.engine.runner import build_runner
 from sparse3d.structures import Gaussians
-from tests.photographs import write_colmap
+from tests.photographs import SIZE, K, cast, poses, write_colmap
 from tests.tools.test_train_and_test import ROOT, tool
 
 CONFIG = str(ROOT / "configs/splatting/edgs_colmap.py")
@@ -135,6 +136,42 @@ def test_two_photographs_of_which_one_is_held_out(tmp_path):
     chosen = (*options(root), "train_dataloader.dataset.holdout=0", "train_cfg.max_epochs=1")
     tool("train", CONFIG, "--work-dir", tmp_path, *chosen)
     assert (tmp_path / "final.pth").is_file()
+
+
+def test_what_is_held_out_is_blamed_for_nothing_else(tmp_path):
+    root = write_colmap(tmp_path / "few", 5, text=True)
+    path = root / "sparse/0/points3D.txt"
+    rows = [line.split() for line in path.read_text().splitlines() if line[0] != "#"]
+    path.write_text("\n".join(" ".join([*row[:2], "-50", *row[3:]]) for row in rows))
+    with pytest.raises(SystemExit, match=r"^error: no camera sees any") as caught:
+        tool(
+            "train",
+            *(CONFIG.replace("edgs", "3dgs"), "--work-dir", tmp_path, *options(root)[:2]),
+        )
+    assert "held out" not in str(caught.value)
+
+
+def test_spares_views_are_trained_on_and_judged_by_masks(tmp_path):
+    folder = tmp_path / "data" / "scan1"
+    (tmp_path / "data/idrmasks/scan1").mkdir(parents=True)
+    folder.mkdir()
+    for i, pose in enumerate(poses(5)):
+        cv2.imwrite(str(folder / f"rect_{i + 1:03d}_3_r5000.png"), cast(pose)[0][..., ::-1])
+        np.savetxt(folder / f"pos_{i + 1:03d}.txt", K @ pose[:3])
+        mask = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+        mask[20:50, 20:70] = 255
+        cv2.imwrite(str(tmp_path / f"data/idrmasks/scan1/{i:03d}.png"), mask)
+    split = {"scan1": {"input_views": [0, 2, 4], "test_views": [1, 3], "dataset": "DTU"}}
+    path = tmp_path / "data/Track1_split_development.json"
+    path.write_text(json.dumps(split))
+    config = CONFIG.replace("edgs_colmap", "edgs_spare")
+    parts = [f"{part}_dataloader.dataset.masks=idrmasks" for part in ("val", "test")]
+    chosen = (*options(path.parent), *parts)
+    tool("train", config, "--work-dir", tmp_path, *chosen)
+    paths = ("--out", tmp_path / "metrics.json", "--work-dir", tmp_path / "test")
+    tool("test", config, tmp_path / "final.pth", *paths, *chosen)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["psnr"] != found["psnr_masked"] > 10
 
 
 def test_a_flight_through_few_views_takes_all(place, trained, tmp_path, capsys):
