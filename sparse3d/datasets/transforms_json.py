@@ -72,7 +72,10 @@ class TransformsViews(ViewDataset):
             (p for end in ENDINGS if (p := self.data_root / f"{name}{end}").is_file()),
             self.data_root / name,
         )
-        pose = np.array(frame["transform_matrix"], np.float64)
+        try:
+            pose = np.array(frame["transform_matrix"], np.float64)
+        except (TypeError, ValueError):
+            raise ValueError("its transform_matrix is no 4 x 4 table of numbers") from None
         if pose.shape == (3, 4):
             pose = np.concatenate([pose, [[0, 0, 0, 1.0]]])
         if pose.shape != (4, 4):

@@ -235,7 +235,7 @@ def test_transparent_pixels_show_the_background(tmp_path):
         ({"h": float("inf")}, r"frame 0 \(images/view_00.png\)"),
         ({"frames": ["a"]}, r"frame 0 \(a\)"),
         ({"frames": [{"file_path": "a", "transform_matrix": "b"}]}, r"frame 0 \(a\)"),
-        ({"frames": [{"file_path": "a", "transform_matrix": [[1, 2], [3]]}]}, r"frame 0 \(a\)"),
+        ({"frames": [{"file_path": "a", "transform_matrix": [[1, 2], [3]]}]}, "no 4 x 4 table"),
         ({"frames": []}, "lists no frames"),
         (
             {"frames": [{"file_path": "a"}]},
