@@ -212,20 +212,30 @@ class ColmapViews(ViewDataset):
     Args:
         data_root: the folder.
         images: folder of the pictures below it; a reduced copy (images_4) is as good.
+        masks: folder of their masks below it, named as COLMAP does (picture.jpg.png; picture.png
+            will do): pixels that are black there do not count, and a picture without one counts
+            whole. None: no masks.
         options: of ViewDataset.
     """
 
     name = "colmap"
 
-    def __init__(self, data_root: str | Path, images: str = "images", **options: Any):
+    def __init__(
+        self,
+        data_root: str | Path,
+        images: str = "images",
+        masks: str | None = None,
+        **options: Any,
+    ):
         self.images = images
+        self.masks = masks
         super().__init__(data_root, **options)
 
     def read(self) -> tuple[list[View], SparsePoints]:
         """As the model's files have them.
 
         Raises:
-            FileNotFoundError: there is no model.
+            FileNotFoundError: there is no model, or no mask though masks are asked for.
             ValueError: a file of it is damaged, or a camera model not supported.
         """
         folder = find_model(self.data_root)
@@ -244,6 +254,18 @@ class ColmapViews(ViewDataset):
             camera = cameras[image["camera"]]
             K, distortion, fisheye = lens(camera)
             picture = self.data_root / self.images / image["name"]
-            options = (camera["size"], distortion, fisheye)
+            options = (camera["size"], distortion, fisheye, self._mask(image["name"]))
             views.append(View(image["name"], picture, K, image["pose"], *options))
+        if self.masks is not None and not any(view.mask for view in views):
+            raise FileNotFoundError(
+                f"{self.data_root / self.masks} holds no mask of any of the {len(views)} pictures: "
+                f"that of {views[0].name} would be {views[0].name}.png"
+            )
         return views, points
+
+    def _mask(self, name: str) -> Path | None:
+        if self.masks is None:
+            return None
+        path = self.data_root / self.masks / name
+        places = [path.with_name(path.name + ".png"), path.with_suffix(".png"), path]
+        return next((place for place in places if place.is_file()), None)

@@ -27,9 +27,9 @@ class SpareViews(ViewDataset):
 
     Pictures are looked for below ``data_root`` in folders of the scene's name, projection matrices
     (3x4, rows of numbers, as in RegNeRF's layout of DTU) as ``pos_NNN.txt`` in the scene's folder
-    or in ``Calibration/cal18``. Masks of the object, by which PSNR is judged beside that of whole
-    pictures, are NNN.png (counted from 0, as the split file counts) in the scene's folder below
-    ``masks``.
+    or in ``Calibration/cal18``. Masks of the object, by which the other views are judged beside
+    whole pictures, are NNN.png (counted from 0, as the split file counts) in the scene's folder
+    below ``masks``; training is on whole pictures.
 
     Args:
         data_root: folder of the data set.
@@ -91,7 +91,7 @@ class SpareViews(ViewDataset):
         return View(f"{camera:03d}", picture, K, pose, mask=self._mask(scene, camera - 1))
 
     def _mask(self, scene: str, view: int) -> Path | None:
-        if self.masks is None:
+        if self.masks is None or self.split == "train":
             return None
         folder = self.data_root / self.masks / scene
         found = sorted(folder.rglob(f"{view:03d}.png"))

@@ -24,6 +24,8 @@ LENSES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "OPENCV_FISHEYE", "PERSPECTIVE"
 class TransformsViews(ViewDataset):
     """One transforms.json, split by ``holdout``; or a file for each split, as Blender's scenes.
 
+    A frame's mask_path names its mask, as in nerfstudio: pixels that are black there do not count.
+
     Args:
         data_root: the folder of the file or files.
         options: of ViewDataset.
@@ -85,7 +87,8 @@ class TransformsViews(ViewDataset):
         values = {**content, **frame}
         K, size = _intrinsics(values, picture)
         bent, fisheye = _distortion(values)
-        return View(name, picture, K, to_camera, size, bent, fisheye)
+        mask = self.data_root / values["mask_path"] if values.get("mask_path") else None
+        return View(name, picture, K, to_camera, size, bent, fisheye, mask)
 
 
 def _number(values: dict, name: str, otherwise: float | None = None) -> float | None:

@@ -35,7 +35,8 @@ class View:
         size: (width, height) to which K belongs; None: that of the picture.
         distortion: OpenCV's coefficients; none: a pinhole.
         fisheye: the coefficients are of OpenCV's fisheye model.
-        mask: of a grey picture like this one; its pixels of 128 and more are what is judged.
+        mask: path of a grey picture of the same shape; where it is below 128, this one does not
+            count.
     """
 
     name: str
@@ -52,8 +53,8 @@ class ViewDataset(Dataset):
     """Photographs by index, undistorted and reduced; a subclass reads cameras and points.
 
     A sample has one camera and one image, both named 'view', and no points; ``meta`` has sample_id,
-    image_path and, where the view has a mask, mask: bool [H, W]. ``points`` are the sparse points
-    of the whole place.
+    image_path and, where the view has a mask, mask: bool [H, W], the pixels that count in training
+    and in the masked PSNR. ``points`` are the sparse points of the whole place.
     """
 
     name = "views"
@@ -235,6 +236,8 @@ def _picture_fault(view: View) -> str | None:
     """What makes the picture of a view unusable, or None."""
     if not view.path.is_file():
         return f"there is no {view.path}"
+    if view.mask is not None and not view.mask.is_file():
+        return f"there is no mask {view.mask}"
     return None if is_whole(view.path) else f"{view.path} is cut off"
 
 

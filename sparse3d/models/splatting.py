@@ -256,6 +256,9 @@ class SplattingModel(BaseModel):
                 self.meta["means2d"].retain_grad()
             image = self.exposed(image, sample.sample_id)
             truth = truth.to(image.device).float() / 255
+            mask = sample.meta.get("mask")
+            if mask is not None:  # black in both where nothing counts
+                image, truth = (x * mask.to(x.device)[..., None] for x in (image, truth))
             absolute.append((image - truth).abs().mean())
             squared.append((image.detach().clamp(0, 1) - truth).square().mean())
             unlike.append(1 - ssim(image, truth))

@@ -285,6 +285,40 @@ def test_points_that_are_not_finite_are_left_out(tmp_path):
     assert len(points) == 59 == len(points.views) and points.xyz.isfinite().all()
 
 
+def write_mask(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+    mask[:rows] = 255
+    cv2.imwrite(str(path), mask)
+
+
+def test_masks_of_a_colmap_folder_are_found_by_name(tmp_path):
+    root = write_colmap(tmp_path, 4, ending=".jpg")
+    with pytest.raises(FileNotFoundError, match=r"no mask of any .* would be view_00.jpg.png"):
+        ColmapViews(root, masks="masks")
+    write_mask(root / "masks/view_00.jpg.png", 10)
+    write_mask(root / "masks/view_01.png", 20)
+    dataset = ColmapViews(root, split="all", masks="masks")
+    assert [int(sample.meta["mask"].sum()) // SIZE[0] for sample in list(dataset)[:2]] == [10, 20]
+    assert "mask" not in dataset[2].meta and "mask" not in ColmapViews(root, split="all")[0].meta
+    small = ColmapViews(root, split="all", masks="masks", most_pixels=1728)[1]
+    assert small.meta["mask"].shape == small.images[VIEW].shape[:2] == (36, 48)
+    assert small.meta["mask"][:10].all() and not small.meta["mask"][10:].any()
+
+
+def test_nerfstudios_masks_are_read(tmp_path):
+    root = write_transforms(tmp_path, 3)
+    path = root / "transforms.json"
+    content = json.loads(path.read_text())
+    for row, frame in enumerate(content["frames"][:2]):
+        frame["mask_path"] = f"masks/{row}.png"
+    path.write_text(json.dumps(content))
+    write_mask(root / "masks/0.png", 30)
+    with pytest.warns(UserWarning, match=r"1 of 3 .*view_01.*there is no mask .*masks/1.png"):
+        dataset = TransformsViews(root, split="all")
+    assert int(dataset[0].meta["mask"].sum()) == 30 * SIZE[0] and "mask" not in dataset[1].meta
+
+
 def test_spares_protocol_names_the_views(tmp_path):
     for i, pose in enumerate(poses(5)):
         folder = tmp_path / "scan1"
@@ -304,10 +338,7 @@ def test_spares_protocol_names_the_views(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"scan1 has no mask 001.png: copy the masks"):
         SpareViews(tmp_path, "Track1.json", split="test", masks="idrmasks")
     for view in (1, 3):
-        (tmp_path / "idrmasks/scan1/mask").mkdir(parents=True, exist_ok=True)
-        mask = np.zeros((SIZE[1], SIZE[0]), np.uint8)
-        mask[: 24 * view] = 255
-        cv2.imwrite(str(tmp_path / f"idrmasks/scan1/mask/{view:03d}.png"), mask)
+        write_mask(tmp_path / f"idrmasks/scan1/mask/{view:03d}.png", 24 * view)
     masked = SpareViews(tmp_path, "Track1.json", split="test", masks="idrmasks")
     for sample, view in zip(masked, (1, 3)):
         assert sample.meta["mask"].sum() == 24 * view * SIZE[0]

@@ -424,6 +424,27 @@ def test_the_start_repeats_itself_and_obeys_its_cap(depth):
         assert 0 < len(made) <= most and made.finite().all()
 
 
+@depths
+def test_no_point_is_made_of_a_masked_pixel(depth):
+    samples = views(poses(3))
+    start = DenseStart({"type": depth}, **{**START, "fill": 0})
+
+    def made_of_the_left() -> int:
+        made, _ = start(samples, SparsePoints.none(), 0)
+        cameras = [sample.cameras["view"] for sample in samples]
+        right = [c.project(made.means)[0][:, 0] > 39.4 for c in cameras]
+        return int((~torch.stack(right).any(0)).sum())
+
+    unmasked = made_of_the_left()
+    for sample in samples:
+        sample.meta["mask"] = torch.arange(SIZE[0]).expand(SIZE[1], -1) >= 40
+    assert made_of_the_left() == 0 < unmasked
+    for sample in samples:
+        sample.meta["mask"] = torch.zeros(SIZE[1], SIZE[0], dtype=torch.bool)
+    with pytest.raises(ValueError, match="hidden by masks"):
+        start(samples, SparsePoints.none(), 0)
+
+
 @pytest.mark.parametrize(
     "depth, said",
     [("MatchedDepth", "view 2 with view"), ("SweptDepth", r"wrong poses.*: view 2 \d\.\d %$")],

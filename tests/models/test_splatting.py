@@ -308,6 +308,22 @@ def test_short_trainings_hurry_all_rates_but_those_of_exposures():
             assert hurried == pytest.approx(model.haste)
 
 
+def test_what_a_mask_hides_is_learnt_from_no_more():
+    model, wrapper, samples = build()
+    mask = torch.ones(samples[0].images["view"].shape[:2], dtype=torch.bool)
+    mask[20:50, 30:60] = False
+    samples[0].meta["mask"] = mask
+    found = []
+    for color in (0, 255):
+        samples[0].images["view"][~mask] = color
+        wrapper.zero_grad()
+        losses = model(**collate(samples[:1]), mode="loss")
+        (losses["loss_l1"] + losses["loss_ssim"]).backward()
+        found.append([losses["psnr"].clone(), model.sh0.grad.clone()])
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert found[0][1].abs().max() > 0
+
+
 # ---------------------------------------------------------------------- bad input
 
 

@@ -25,17 +25,20 @@ class Photograph:
         name: of the view.
         image: uint8 [H, W, 3] rgb.
         camera: its camera.
+        mask: bool [H, W], the pixels of which points may be made; None: all.
     """
 
     name: str
     image: np.ndarray
     camera: Camera
+    mask: Tensor | None = None
 
     @classmethod
     def from_sample(cls, sample: Sample) -> "Photograph":
         """The only view of ``sample``."""
         (name, camera), *_ = sample.cameras.items()
-        return cls(sample.sample_id, sample.images[name].cpu().numpy(), camera)
+        image = sample.images[name].cpu().numpy()
+        return cls(sample.sample_id, image, camera, sample.meta.get("mask"))
 
     def reduced(self, most: int) -> "Photograph":
         """The picture brought to at most ``most`` pixels."""

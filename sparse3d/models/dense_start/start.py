@@ -152,8 +152,8 @@ class DenseStart:
         if not found:
             raise TooFewViews(
                 f"no two of the {len(pictures)} photographs agree on a depth: the views have no "
-                "parallax, nothing in common, or wrong poses; take others, or begin from points: "
-                "start=dict(type='PointStart')"
+                "parallax, nothing in common, wrong poses, or are hidden by masks; take others, or "
+                "begin from points: start=dict(type='PointStart')"
             )
         xyz, rgb, sizes, doubt = (torch.cat(part) for part in zip(*found))
         triangulated = len(xyz)
@@ -206,6 +206,8 @@ class DenseStart:
     def _points_of(self, picture: Photograph, known: Depths, generator) -> tuple[Tensor, ...]:
         depth, doubt = (plane.reshape(-1) for plane in known.enlarged(picture.gray.shape))
         width = picture.gray.shape[1]
+        if picture.mask is not None:
+            depth = depth * picture.mask.reshape(-1)
         good = (depth > 0).numpy().reshape(-1, width)
         distance = spacing(picture.image, self._usual_distance(good.size))
         chosen, step = sample_spaced(good, distance, self.matches, generator)
