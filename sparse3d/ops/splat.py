@@ -20,6 +20,7 @@ from .splat_projection import (
     fully_fused_projection_2dgs,
     quat_scale_to_covar_preci,
 )
+from .voxelize import segment_expand
 
 __all__ = [
     "RENDER_MODES",
@@ -250,7 +251,8 @@ def _project(call: SimpleNamespace) -> dict:
     *indices, radii, means2d, depths, conics, compensations = project(call.packed, **shape)
     batch_ids, camera_ids, gaussian_ids = indices or (None, None, None)
     if call.packed:
-        opacities = _flat(call, call.opacities)[batch_ids, gaussian_ids]
+        rows, once = (batch_ids, gaussian_ids), call.viewmats.shape[-3] == 1
+        opacities = _take(_flat(call, call.opacities), rows, once)
     else:
         opacities = call.opacities[..., None, :].expand(depths.shape)
     if antialiased:
@@ -266,6 +268,20 @@ def _flat(call: SimpleNamespace, x: Tensor) -> Tensor:
     """``x`` with all batch dimensions in one."""
     batch = call.means.shape[:-2]
     return x.reshape(math.prod(batch), *x.shape[len(batch) :])
+
+
+def _take(x: Tensor, ids: tuple[Tensor, ...], once: bool) -> Tensor:
+    """``x[ids]``, of which the gradient adds up in an order that does not depend on threads.
+
+    once: no entry is taken twice, and nothing has to be added.
+    """
+    lead, tail = x.shape[: len(ids)], x.shape[len(ids) :]
+    place = ids[0]
+    for size, index in zip(lead[1:], ids[1:]):
+        place = index if math.prod(lead[:-1]) == 1 else place * size + index
+    x = x.reshape(math.prod(lead), math.prod(tail))
+    rows = x.index_select(0, place) if once else segment_expand(x, place)
+    return rows.reshape(len(place), *tail)
 
 
 def _with_sparse_gradient(values: Tensor, rows: Tensor) -> Tensor:
@@ -284,8 +300,11 @@ def _colors(call: SimpleNamespace, meta: dict) -> Tensor:
     def per_image(x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
-        x = x if own else x.unsqueeze(len(batch))
-        return _flat(call, x)[rows[0], rows[1] if own else 0, rows[2]] if call.packed else x
+        if call.packed:
+            return _take(_flat(call, x), rows if own else rows[::2], own or cameras == 1)
+        if own or math.prod(batch) == 1:
+            return x if own else x.unsqueeze(len(batch))
+        return x.unsqueeze(len(batch)).expand(*batch, cameras, *x.shape[len(batch) :])
 
     colors, shN = per_image(call.colors), per_image(call.shN)
     tail = call.colors.shape[len(batch) + 1 + own :]
@@ -293,7 +312,8 @@ def _colors(call: SimpleNamespace, meta: dict) -> Tensor:
         return colors if call.packed else colors.expand(*batch, cameras, count, *tail)
     centres = torch.linalg.inv(call.viewmats)[..., :3, 3]
     if call.packed:
-        dirs = _flat(call, call.means)[rows[0], rows[2]] - _flat(call, centres)[rows[0], rows[1]]
+        dirs = _take(_flat(call, call.means), rows[::2], cameras == 1)
+        dirs = dirs - _take(_flat(call, centres), rows[:2], False)
     else:
         dirs = call.means[..., None, :, :] - centres[..., None, :]
     masks = (meta["radii"] > 0).all(-1)

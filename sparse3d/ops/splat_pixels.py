@@ -274,6 +274,17 @@ def _(grad_image, grad_transmittance, means2d, conics, colors, opacities, *other
     return tuple(torch.empty_like(x) for x in (means2d, means2d, conics, colors, opacities))
 
 
+@torch.library.custom_op("sparse3d::splat_background_gradient", mutates_args=())
+def _background_gradient(grad_image: Tensor, transmittance: Tensor) -> Tensor:
+    kernel = backend.choose(BACKGROUND_GRADIENT, grad_image)
+    return kernel(grad_image.contiguous(), transmittance.contiguous())
+
+
+@_background_gradient.register_fake
+def _(grad_image, transmittance):
+    return grad_image.new_empty(grad_image.shape[0], grad_image.shape[-1])
+
+
 def _setup(ctx, inputs, output):
     *tensors, size, tile_size, ctx.absgrad = inputs
     ctx.options = (size, tile_size)
@@ -294,8 +305,7 @@ def _backward(ctx, grad_image, grad_transmittance, _):
         means2d.absgrad = absolute
     d_background = None
     if ctx.needs_input_grad[4]:
-        d_background = torch.einsum("ihw,ihwd->id", transmittance, grad_image)
-        d_background = d_background.reshape(others[3].shape)
+        d_background = _background_gradient(grad_image, transmittance).reshape(others[3].shape)
     return d_means, *d_others, d_background, *[None] * 6
 
 
@@ -388,6 +398,22 @@ def _native_composite_gradient(*arguments) -> tuple[Tensor, Tensor, Tensor, Tens
     return tuple(found)
 
 
+def _reference_background_gradient(grad_image: Tensor, transmittance: Tensor) -> Tensor:
+    return torch.einsum("ihw,ihwd->id", transmittance, grad_image)
+
+
+def _native_background_gradient(grad_image: Tensor, transmittance: Tensor) -> Tensor:
+    if grad_image.dtype != torch.float32:
+        return _reference_background_gradient(grad_image, transmittance)
+    found = grad_image.new_empty(len(grad_image), grad_image.shape[-1])
+    sizes = (len(grad_image), transmittance[:1].numel(), grad_image.shape[-1])
+    native.call(
+        "s3d_splat_background_gradient",
+        *(grad_image, transmittance, *sizes, found, native.threads()),
+    )
+    return found
+
+
 def _sizes(colors: Tensor, offsets: Tensor, ids: Tensor, size: list[int], tile_size: int) -> tuple:
     images, down, across = offsets.shape
     return (*colors.shape, len(ids), images, *size, tile_size, across, down)
@@ -437,4 +463,9 @@ COMPOSITE_GRADIENT = {
     "reference": reference.composite_gradient,
     "native": _native_composite_gradient,
     "cuda": reference.composite_gradient,
+}
+BACKGROUND_GRADIENT = {
+    "reference": _reference_background_gradient,
+    "native": _native_background_gradient,
+    "cuda": _reference_background_gradient,
 }

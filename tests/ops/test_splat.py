@@ -137,14 +137,17 @@ def test_covariances_draw_what_their_quaternions_draw(implementation):
 
 
 @each
-def test_a_batch_is_its_scenes_and_colors_may_differ_by_camera(implementation):
-    parts = [scene(30, 2, seed) for seed in range(2)]
+@pytest.mark.parametrize("shape", [(2, 30, 6), (30, 4, 3), (2, 30, 4, 3)])
+def test_a_batch_is_its_scenes_and_colors_may_differ_by_camera(shape, implementation):
+    degree = None if shape[-1] == 6 else 1
+    parts = [scene(30, 2, seed) | {"sh_degree": degree} for seed in range(2)]
     for i, part in enumerate(parts):
-        part["colors"] = torch.rand(2, 30, 6, generator=torch.Generator().manual_seed(i))
+        part["colors"] = torch.rand(shape, generator=torch.Generator().manual_seed(i))
     stacked = {k: torch.stack([p[k] for p in parts]) for k in parts[0] if k in LEAVES or k == "Ks"}
     for packed in (False, True):
         with backend.forced(implementation):
-            pictures, alphas, meta = rasterization(**stacked, width=45, height=35, packed=packed)
+            options = {"width": 45, "height": 35, "packed": packed, "sh_degree": degree}
+            pictures, alphas, meta = rasterization(**stacked, **options)
             for i, part in enumerate(parts):
                 alone = rasterization(**part, packed=packed)
                 torch.testing.assert_close(pictures[i], alone[0], rtol=0, atol=1e-6)
@@ -160,6 +163,57 @@ def test_the_order_of_rows_is_not_seen(order, implementation):
     with backend.forced(implementation):
         expected, found = rasterization(**arguments)[0], rasterization(**shuffled)[0]
     assert torch.equal(found, expected)
+
+
+VARIANTS = ("colors", "colors of each camera", "harmonics", "harmonics of each camera", "batch")
+VARIANTS += ("harmonics batch", "harmonics of each camera, batch", "antialiased depth")
+VARIANTS += ("covariances",)
+
+
+def _crowd(cameras: int, variant: str) -> dict:
+    """A scene that is large enough for several threads to share each step."""
+    arguments = scene(8000, cameras, seed=5) | {"width": 200, "height": 150}
+    arguments["scales"] *= 0.2
+    arguments["Ks"] = torch.tensor([[150.0, 0, 100], [0, 150, 75], [0, 0, 1]]).repeat(cameras, 1, 1)
+    g = torch.Generator().manual_seed(1)
+    arguments["backgrounds"] = torch.rand(cameras, 3, generator=g)
+    if variant.startswith("harmonics"):
+        arguments = _harmonics(arguments, 3)
+    if variant.startswith("harmonics of each camera"):
+        arguments["colors"] = arguments["colors"].expand(cameras, -1, -1, -1)
+    if variant == "colors of each camera":
+        arguments["colors"] = torch.rand(cameras, 8000, 3, generator=g)
+    if variant == "antialiased depth":
+        arguments |= {"rasterize_mode": "antialiased", "render_mode": "RGB+ED"}
+    if variant == "covariances":
+        covars = quat_scale_to_covar_preci(arguments.pop("quats"), arguments.pop("scales"))[0]
+        arguments |= {"covars": covars, "quats": None, "scales": None}
+    if variant.endswith("batch"):
+        shared = ("sh_degree", "width", "height", "render_mode", "rasterize_mode")
+        rest = {k: v for k, v in arguments.items() if k in shared}
+        arguments = {k: torch.stack([v, v.flip(0)]) for k, v in arguments.items() if k not in rest}
+        arguments |= rest
+    return arguments
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cameras", [1, 3])
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_bits_of_pictures_and_gradients_do_not_depend_on_threads(packed, cameras, variant):
+    arguments, before = _crowd(cameras, variant) | {"packed": packed}, torch.get_num_threads()
+    names = [k for k in (*LEAVES, "covars") if arguments.get(k) is not None]
+    results = []
+    try:
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(_render(arguments, names=names))
+    finally:
+        torch.set_num_threads(before)
+    assert {"backgrounds", "viewmats", "means", "colors", "opacities"} <= set(results[0][2])
+    for others in results[1:]:
+        assert torch.equal(others[0], results[0][0]) and torch.equal(others[1], results[0][1])
+        for name, grad in results[0][2].items():
+            assert grad.any() and torch.equal(others[2][name], grad), name
 
 
 # ---------------------------------------------------------------------- gsplat

@@ -237,3 +237,29 @@ EXPORT int64_t s3d_splat_composite_gradient(
   }
   return 0;
 }
+
+// What the backgrounds [images, channels] get of the gradient of images of `pixels` pixels: where light is
+// left. The sums of runs of pixels, each by one thread, are added in their order.
+EXPORT int64_t s3d_splat_background_gradient(const float* grad_image, const float* transmittance,
+                                             int64_t images, int64_t pixels, int64_t channels,
+                                             float* d_backgrounds, int64_t threads) {
+  constexpr int64_t RUN = 4096;
+  const int64_t runs = (pixels + RUN - 1) / RUN;
+  std::vector<double> sums(images * runs * channels, 0.0);
+#pragma omp parallel for num_threads(useful_threads(threads, images * runs, 4)) schedule(static)
+  for (int64_t r = 0; r < images * runs; r++) {
+    const int64_t first = r / runs * pixels + r % runs * RUN;
+    const int64_t end = first + std::min(RUN, pixels - r % runs * RUN);
+    double* sum = &sums[r * channels];
+    for (int64_t i = first; i < end; i++)
+      for (int64_t k = 0; k < channels; k++)
+        sum[k] += (double)transmittance[i] * grad_image[i * channels + k];
+  }
+  for (int64_t image = 0; image < images; image++)
+    for (int64_t k = 0; k < channels; k++) {
+      double sum = 0;
+      for (int64_t r = image * runs; r < (image + 1) * runs; r++) sum += sums[r * channels + k];
+      d_backgrounds[image * channels + k] = (float)sum;
+    }
+  return 0;
+}
