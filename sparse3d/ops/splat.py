@@ -84,8 +84,8 @@ def rasterization(
         quats: [..., N, 4] (w, x, y, z) of any length; None with ``covars``; likewise ``scales``.
         scales: [..., N, 3] standard deviations.
         opacities: [..., N] in 0 .. 1.
-        colors: [..., N, D] or [..., C, N, D], any D; with ``sh_degree`` coefficients
-            [..., N, K, 3] or [..., C, N, K, 3].
+        colors: [..., N, D] or [..., C, N, D], any D of 1 or more (0 too where depths are rendered);
+            with ``sh_degree`` coefficients [..., N, K, 3] or [..., C, N, K, 3].
         viewmats: [..., C, 4, 4] world to camera; x right, y down, z forward.
         Ks: [..., C, 3, 3] intrinsics, pixels; pixel centres lie at + 0.5. No gradient.
         near_plane: Gaussians that are nearer, or beyond ``far_plane``, are not seen; nor are those
@@ -161,6 +161,11 @@ def _check(call: SimpleNamespace, others: dict) -> None:
             f"colors have shape {tuple(call.colors.shape)}; with means of {tuple(rows)} rows and "
             f"{tuple(cameras)} cameras it must be {(*rows, *tail)} or "
             f"{(*batch, *cameras, *rows[-1:], *tail)}"
+        )
+    if call.render_mode == "RGB" and not tail[-1]:
+        raise ValueError(
+            f"colors have shape {tuple(call.colors.shape)}: 0 channels make no picture; give 1 or "
+            "more, or take render_mode 'D' or 'ED' for depths alone"
         )
     if call.shN is not None:
         wanted = (*call.colors.shape[:-2], call.shN.shape[-2], 3)

@@ -118,7 +118,7 @@ def rasterize_to_pixels(
     Args:
         means2d: [..., N, 2] pixels, or [nnz, 2] when packed; pixel centres lie at + 0.5.
         conics: [..., N, 3] inverse covariances (xx, xy, yy).
-        colors: [..., N, D], any D.
+        colors: [..., N, D], any D of 1 or more.
         opacities: [..., N].
         image_width: in pixels; likewise ``image_height``.
         tile_size: edge of a tile in pixels.
@@ -170,6 +170,10 @@ def rasterize_to_pixels(
 
 
 def _check(means2d, conics, colors, opacities, backgrounds, masks, offsets, dims) -> None:
+    if not colors.shape[-1]:
+        raise ValueError(
+            f"colors have shape {tuple(colors.shape)}: 0 channels make no picture; give 1 or more"
+        )
     rows = means2d.shape[:-1]
     wanted = {
         "means2d": (means2d, (*rows, 2)),

@@ -332,6 +332,8 @@ def test_no_gaussians_are_a_picture(packed, implementation):
         ({"shininess": 1}, TypeError, "shininess"),
         ({"sh_degree": 5}, ValueError, "colors have shape"),
         ({"colors": torch.rand(4, 3)}, ValueError, r"colors have shape \(4, 3\)"),
+        ({"colors": torch.rand(5, 0)}, ValueError, r"\(5, 0\): 0 channels .* give 1 or more"),
+        ({"colors": torch.rand(2, 5, 0)}, ValueError, r"\(2, 5, 0\): 0 channels"),
         ({"covars": torch.rand(5, 6)}, ValueError, r"covars have shape \(5, 6\)"),
     ],
 )

@@ -210,6 +210,9 @@ def test_lists_that_name_no_row_are_refused():
             ids = torch.tensor(rows, dtype=torch.int32)
             with pytest.raises(ValueError, match=r"\[0, 5\)"):
                 rasterize_to_pixels(*tensors, WIDTH, HEIGHT, 16, offsets, ids)
+        nothing = [*tensors[:2], tensors[2][..., :0], tensors[3]]
+        with pytest.raises(ValueError, match=r"\(1, 5, 0\): 0 channels"):
+            rasterize_to_pixels(*nothing, WIDTH, HEIGHT, 16, offsets, ids)
         with pytest.raises(ValueError, match="do not cover"):
             rasterize_to_pixels(*tensors, WIDTH, HEIGHT, 8, offsets, ids)
         with pytest.raises(ValueError, match=r"conics has shape \(1, 4, 3\)"):
