@@ -13,6 +13,8 @@ from torch import Tensor
 from . import native_build
 from .native_prototypes import Parameter, prototypes
 
+SHORTAGE = -(2**63)
+"""What C functions return, instead of a result, where memory was short: common.h's OR_SHORTAGE."""
 LARGE = 2**22
 """Bytes from which on a tensor is worth huge pages."""
 
@@ -49,11 +51,20 @@ def call(name: str, *arguments: Tensor | int | float | None) -> int:
     Raises:
         ValueError: a tensor that is not what the function takes.
         TypeError: too few or too many arguments, or one of a wrong kind.
+        MemoryError: the function did not get the memory it needs; outputs hold anything then.
     """
     function, parameters = _function(name)
     if len(arguments) != len(parameters):
         raise TypeError(f"{name} takes {len(parameters)} arguments; {len(arguments)} are given")
-    return function(*[_argument(name, p, v) for p, v in zip(parameters, arguments)])
+    result = function(*[_argument(name, p, v) for p, v in zip(parameters, arguments)])
+    if result == SHORTAGE:
+        numbers = zip(parameters, arguments)
+        sizes = ", ".join(f"{p.name} = {v}" for p, v in numbers if p.dtypes is None)
+        raise MemoryError(
+            f"{name} did not get the memory it needs, with {sizes or 'no sizes'}: give it less at "
+            "a time, or the process more memory"
+        )
+    return result
 
 
 @functools.cache

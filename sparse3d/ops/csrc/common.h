@@ -4,7 +4,40 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <atomic>
+#include <new>
+#include <stdexcept>
+
+// What Python calls is EXPORTed, and its body is try { ... } OR_SHORTAGE: no exception may reach a caller
+// that is not C++. Kernels throw only where memory is short; native.py knows the number.
 #define EXPORT extern "C" __attribute__((visibility("default")))
+#define OR_SHORTAGE \
+  catch (const std::bad_alloc&) { return INT64_MIN; } \
+  catch (const std::length_error&) { return INT64_MIN; }
+
+// Memory that a parallel region did not get: no exception may leave the region, and no thread may miss a
+// barrier or a loop that threads share.
+class Shortage {
+ public:
+  bool none() const { return !found_.load(std::memory_order_relaxed); }
+  // Does what may ask for memory, or nothing once a thread got none. Returns none().
+  template <class Work>
+  bool within(const Work& work) {
+    try {
+      if (none()) work();
+    } catch (...) {
+      found_ = true;
+    }
+    return none();
+  }
+  // Behind the region.
+  void raise() const {
+    if (!none()) throw std::bad_alloc();
+  }
+
+ private:
+  std::atomic<bool> found_{false};
+};
 
 // Threads that are worth their start for `work` items of which one thread should have `grain`.
 static inline int useful_threads(int64_t threads, int64_t work, int64_t grain) {

@@ -43,7 +43,7 @@ S3D_CLONES static int32_t count_rows(const int32_t* row_of, int64_t n, int32_t* 
 // Counts the pairs of table [offsets, n_out] (the input row, negative where none) into
 // starts[1 + list]. Returns the largest row named, -1 where there is none.
 EXPORT int64_t s3d_conv_pairs_count(const int32_t* table, int64_t offsets, int64_t n_out, int64_t block,
-                                    int64_t* starts, int64_t threads) {
+                                    int64_t* starts, int64_t threads) try {
   const int64_t blocks = (n_out + block - 1) / block;
   int32_t highest = -1;
   starts[0] = 0;
@@ -55,21 +55,23 @@ EXPORT int64_t s3d_conv_pairs_count(const int32_t* table, int64_t offsets, int64
     }
   for (int64_t i = 0; i < blocks * offsets; i++) starts[1 + i] += starts[i];
   return highest;
-}
+} OR_SHORTAGE
 
 // Lists the pairs that were counted: input rows, and output rows counted from their block's first.
 EXPORT int64_t s3d_conv_pairs_list(const int32_t* table, int64_t offsets, int64_t n_out, int64_t block,
                                    const int64_t* starts, int32_t* in, uint16_t* out, int64_t level,
-                                   int64_t threads) {
+                                   int64_t threads) try {
   const int64_t blocks = (n_out + block - 1) / block;
   const ConvKernels& kernel = conv_kernels(level);
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, blocks, 1))
   {
-    std::vector<int32_t> own_in(block + 16);  // kernels write past the end of a list
-    std::vector<uint16_t> own_out(block + 16);
+    std::vector<int32_t> own_in;
+    std::vector<uint16_t> own_out;
+    shortage.within([&] { own_in.resize(block + 16), own_out.resize(block + 16); });  // lists may run over
 #pragma omp for schedule(dynamic, 1)
     for (int64_t b = 0; b < blocks; b++)
-      for (int64_t k = 0; k < offsets; k++) {
+      for (int64_t k = 0; k < offsets && shortage.none(); k++) {
         const int64_t len = std::min(block, n_out - b * block), list = b * offsets + k;
         if (starts[list] == starts[list + 1]) continue;
         const int32_t* row_of = table + k * n_out + b * block;
@@ -78,8 +80,9 @@ EXPORT int64_t s3d_conv_pairs_list(const int32_t* table, int64_t offsets, int64_
         memcpy(out + starts[list], own_out.data(), sizeof(uint16_t) * n);
       }
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE
 
 // x [n_in, cin * groups], w [offsets, cin, cout * groups] (transposed: [offsets, cout, cin * groups]),
 // bias, scale, shift [cout * groups] and residual [n_out, cout * groups] or null -> y like residual,
@@ -89,22 +92,24 @@ EXPORT int64_t s3d_sparse_conv(const float* x, const float* w, int64_t transpose
                                int64_t relu, const int64_t* starts, const int32_t* in, const uint16_t* out,
                                int64_t block, int64_t mirror, int64_t n_out, int64_t offsets,
                                int64_t groups, int64_t cin, int64_t cout, float* y, int64_t level,
-                               int64_t threads) {
+                               int64_t threads) try {
   ConvCall q = {x,     nullptr, bias,    scale,  shift, residual, relu, nullptr, y, {starts, in, out, block, mirror},
                 n_out, offsets, groups, cin,   cout, 0,       0};
   const ConvKernels& kernel = conv_kernels(level, q, false);
   kernel.lay_out(q);
   const std::unique_ptr<float[], CacheLines> packed = cache_lines<float>(offsets * q.w_offset);
   q.w = packed.get();
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, q.blocks(), 1))
   {
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < offsets; k++) kernel.pack(q, w, transposed, k, packed.get() + k * q.w_offset);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t b = 0; b < q.blocks(); b++) kernel.forward(q, b);
+    for (int64_t b = 0; b < q.blocks(); b++) shortage.within([&] { kernel.forward(q, b); });
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE
 
 // dw [offsets, cin, cout * groups] of x and dy [n_out, cout * groups]. The outputs are cut into ranges
 // whose sums are added in order.
@@ -112,30 +117,38 @@ EXPORT int64_t s3d_sparse_conv_weight_grad(const float* x, const float* dy, cons
                                            const int32_t* in, const uint16_t* out, int64_t block,
                                            int64_t mirror, int64_t n_out, int64_t offsets,
                                            int64_t groups, int64_t cin, int64_t cout, float* dw,
-                                           int64_t level, int64_t threads) {
+                                           int64_t level, int64_t threads) try {
   const ConvCall q = {x,  nullptr, nullptr, nullptr, nullptr, nullptr, 0, dy, nullptr,
                       {starts, in, out, block, mirror}, n_out, offsets, groups, cin, cout, 0, 0};
   const ConvKernels& kernel = conv_kernels(level, q, true);
   const int64_t size = cin * cout * groups, blocks = q.blocks();
   const int64_t ranges = gradient_ranges(n_out);
   memset(dw, 0, sizeof(float) * offsets * size);
+  Shortage shortage;
   if (ranges == 1) {  // few rows, all in the cache: an offset belongs to one thread
 #pragma omp parallel for schedule(dynamic, 1) num_threads(useful_threads(threads, offsets, 1))
     for (int64_t k = 0; k < offsets; k++)
-      for (int64_t b = 0; b < blocks; b++) kernel.gradient(q, b, k, dw + k * size);
+      shortage.within([&] {
+        for (int64_t b = 0; b < blocks; b++) kernel.gradient(q, b, k, dw + k * size);
+      });
+    shortage.raise();
     return 0;
   }
 #pragma omp parallel num_threads(useful_threads(threads, ranges, 1))
   {
-    const auto sum = cache_lines<float>(offsets * size);
+    std::unique_ptr<float[], CacheLines> sum;
+    shortage.within([&] { sum = cache_lines<float>(offsets * size); });
 #pragma omp for schedule(dynamic, 1) ordered
     for (int64_t s = 0; s < ranges; s++) {
-      memset(sum.get(), 0, sizeof(float) * offsets * size);
-      for (int64_t b = blocks * s / ranges; b < blocks * (s + 1) / ranges; b++)
-        for (int64_t k = 0; k < offsets; k++) kernel.gradient(q, b, k, sum.get() + k * size);
+      shortage.within([&] {
+        memset(sum.get(), 0, sizeof(float) * offsets * size);
+        for (int64_t b = blocks * s / ranges; b < blocks * (s + 1) / ranges; b++)
+          for (int64_t k = 0; k < offsets; k++) kernel.gradient(q, b, k, sum.get() + k * size);
+      });
 #pragma omp ordered
-      for (int64_t i = 0; i < offsets * size; i++) dw[i] += sum[i];
+      for (int64_t i = 0; i < offsets * size && shortage.none(); i++) dw[i] += sum[i];
     }
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE

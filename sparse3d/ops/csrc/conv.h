@@ -12,7 +12,9 @@ struct CacheLines {
 };
 template <class T>
 static std::unique_ptr<T[], CacheLines> cache_lines(int64_t n) {
-  return std::unique_ptr<T[], CacheLines>((T*)aligned_alloc(64, (n * sizeof(T) / 64 + 1) * 64));
+  void* const memory = aligned_alloc(64, (n * sizeof(T) / 64 + 1) * 64);
+  if (!memory) throw std::bad_alloc();
+  return std::unique_ptr<T[], CacheLines>((T*)memory);
 }
 
 // The triples of a kernel map, listed by block of output rows and, within it, by kernel offset.

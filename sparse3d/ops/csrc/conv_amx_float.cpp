@@ -175,10 +175,10 @@ void forward(const ConvCall& q, int64_t b) {
   const int64_t squares = parts(q.cin, 32);
   float* memory = scratch(2048 + (squares + 1) * SQUARE / 2);
   Pipeline line = {q, squares, (uint16_t*)(memory + 2048), memory, {nullptr, nullptr, 0, 0, 0, nullptr}, 0};
-  start_rows(q, rows, q.length(b));
-  begin_tiles();
   std::vector<Batch> all = batches(q, b);
   all.resize(all.size() + 2, {nullptr, nullptr, 0, 0});
+  start_rows(q, rows, q.length(b));
+  begin_tiles();
   gather(q, all[0], 0, PAIRS, 0, line.square(0));
   for (size_t i = 0; i + 2 < all.size(); i++) {
     const Batch& batch = all[i];

@@ -107,7 +107,10 @@ inline void keep(float* corner) {
 float* scratch(int64_t floats) {
   static thread_local std::unique_ptr<float[], CacheLines> memory;
   static thread_local int64_t size = 0;
-  if (floats > size) memory = cache_lines<float>(size = floats);
+  if (floats > size) {
+    memory = cache_lines<float>(floats);
+    size = floats;
+  }
   return memory.get();
 }
 

@@ -26,7 +26,10 @@ struct Scratch {
   std::unique_ptr<char[], CacheLines> memory;
   int64_t bytes = 0;
   char* get(int64_t wanted) {
-    if (wanted > bytes) memory = cache_lines<char>(bytes = wanted);
+    if (wanted > bytes) {
+      memory = cache_lines<char>(wanted);
+      bytes = wanted;
+    }
     return memory.get();
   }
 };

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -110,24 +111,28 @@ struct Found {
 // Groups for table [offsets, n_out] (the input row, negative where none). Returns a handle for
 // s3d_conv_tiles_take; sizes receives the numbers of groups and of steps.
 EXPORT int64_t s3d_conv_tiles_find(const int32_t* table, int64_t offsets, int64_t n_out, int64_t block,
-                                   int64_t* sizes, int64_t threads) {
+                                   int64_t* sizes, int64_t threads) try {
   const int64_t number = (n_out + block - 1) / block;
-  Found* found = new Found{std::vector<Groups>(number)};
+  std::unique_ptr<Found> found(new Found{std::vector<Groups>(number)});
+  Shortage shortage;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(useful_threads(threads, number, 1))
   for (int64_t b = 0; b < number; b++)
-    found->blocks[b] =
-        best_groups(table, n_out, offsets, b * block, std::min(block, n_out - b * block));
+    shortage.within([&] {
+      found->blocks[b] =
+          best_groups(table, n_out, offsets, b * block, std::min(block, n_out - b * block));
+    });
+  shortage.raise();
   sizes[0] = sizes[1] = 0;
   for (const Groups& g : found->blocks) {
     sizes[0] += g.ends.size();
     sizes[1] += g.offset.size();
   }
-  return (int64_t)found;
-}
+  return (int64_t)found.release();
+} OR_SHORTAGE
 
 // Writes what was found, laid out as in ConvTiles, and frees it.
 EXPORT int64_t s3d_conv_tiles_take(int64_t handle, int64_t* blocks, int64_t* steps, uint16_t* out,
-                                   int32_t* offset, int32_t* in) {
+                                   int32_t* offset, int32_t* in) try {
   Found* found = (Found*)handle;
   int64_t groups = 0, total = 0;
   *blocks++ = 0;
@@ -143,4 +148,4 @@ EXPORT int64_t s3d_conv_tiles_take(int64_t handle, int64_t* blocks, int64_t* ste
   }
   delete found;
   return 0;
-}
+} OR_SHORTAGE

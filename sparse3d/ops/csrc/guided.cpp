@@ -60,9 +60,13 @@ template <class Search>
 std::vector<std::vector<Pair>> collect(int64_t rows, int64_t threads, const Search& search) {
   const int64_t chunks = (rows + CHUNK - 1) / CHUNK;
   std::vector<std::vector<Pair>> found(chunks);
+  Shortage shortage;
 #pragma omp parallel for schedule(dynamic) num_threads(useful_threads(threads, chunks, 8))
   for (int64_t c = 0; c < chunks; c++)
-    for (int64_t i = c * CHUNK; i < std::min(rows, (c + 1) * CHUNK); i++) search(i, found[c]);
+    shortage.within([&] {
+      for (int64_t i = c * CHUNK; i < std::min(rows, (c + 1) * CHUNK); i++) search(i, found[c]);
+    });
+  shortage.raise();
   return found;
 }
 
@@ -120,7 +124,7 @@ EXPORT int64_t s3d_match_on_lines(const float* one, const float* two, const doub
                                   const double* reach, const double* x, const double* y,
                                   const double* reaches, int64_t n, int64_t m, int64_t channels,
                                   float* best, int64_t* column, float* second, int64_t* back,
-                                  int64_t threads) {
+                                  int64_t threads) try {
   const auto found = collect(n, threads, [&](int64_t i, std::vector<Pair>& pairs) {
     static thread_local std::vector<uint8_t> near;
     near.assign((m + 7) / 8 * 8, 0);
@@ -145,7 +149,7 @@ EXPORT int64_t s3d_match_on_lines(const float* one, const float* two, const doub
   for (int64_t i = 0; i < n; i++) best[i] = rows[i].similarity, column[i] = rows[i].partner;
   for (int64_t j = 0; j < m; j++) back[j] = columns[j].partner;
   return 0;
-}
+} OR_SHORTAGE
 
 // Mutual best matches of key points [n] and places [m] within `radius` pixels of each other.
 // looks of either: cosine and sine of the direction, and size, [n, 3] and [m, 3]; null: any.
@@ -155,7 +159,7 @@ EXPORT int64_t s3d_match_within(const float* points, const float* places, const 
                                 const float* looks, const float* expected, int64_t n, int64_t m,
                                 int64_t rank, double radius, double least, double same_way,
                                 double same_size, int64_t* row, int64_t* column, float* similarity,
-                                int64_t threads) {
+                                int64_t threads) try {
   const float far = (float)radius, square = far * far, ratio = (float)same_size;
   const Stripes stripes(places, m, far + 1);  // one pixel more than enough: rounding decides nothing
   const auto found = collect(n, threads, [&](int64_t i, std::vector<Pair>& pairs) {
@@ -186,4 +190,4 @@ EXPORT int64_t s3d_match_within(const float* points, const float* places, const 
     row[count] = i, column[count] = j, similarity[count++] = rows[i].similarity;
   }
   return count;
-}
+} OR_SHORTAGE

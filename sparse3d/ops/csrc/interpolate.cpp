@@ -8,7 +8,7 @@
 // out [queries, channels]; index [queries, k] rows of values, -1: none.
 EXPORT int64_t s3d_weighted_rows(const float* values, const int64_t* index, const float* weights,
                                  int64_t queries, int64_t k, int64_t channels, float* out,
-                                 int64_t threads) {
+                                 int64_t threads) try {
   const int team = useful_threads(threads, queries, 256);
 #pragma omp parallel for schedule(static) num_threads(team)
   for (int64_t q = 0; q < queries; ++q) {
@@ -23,13 +23,13 @@ EXPORT int64_t s3d_weighted_rows(const float* values, const int64_t* index, cons
     }
   }
   return 0;
-}
+} OR_SHORTAGE
 
 // d_values [rows, channels], d_weights [queries, k].
 EXPORT int64_t s3d_weighted_rows_backward(const float* grad, const float* values, const int64_t* index,
                                           const float* weights, int64_t rows, int64_t queries, int64_t k,
                                           int64_t channels, float* d_values, float* d_weights,
-                                          int64_t threads) {
+                                          int64_t threads) try {
   // who uses each row: places in index, ascending
   std::vector<int64_t> starts(rows + 1, 0), users(queries * k);
   for (int64_t at = 0; at < queries * k; ++at)
@@ -63,4 +63,4 @@ EXPORT int64_t s3d_weighted_rows_backward(const float* grad, const float* values
       }
   }
   return 0;
-}
+} OR_SHORTAGE

@@ -373,6 +373,7 @@ void build(Builder& b, int64_t threads) {
   b.run_of = uninitialised<int32_t>(b.m);
   b.bit_of = uninitialised<uint8_t>(b.m);
   std::vector<int32_t> offsets;
+  Shortage shortage;
 #pragma omp parallel num_threads(team)
   {
     const int count = omp_get_num_threads(), self = omp_get_thread_num();
@@ -380,20 +381,19 @@ void build(Builder& b, int64_t threads) {
     b.extents[2 * self + 1].cover_rows(b.coarse, b.m * self / count, b.m * (self + 1) / count, b.dims);
 #pragma omp barrier
 #pragma omp single
-    b.number(count);
+    b.fits = shortage.within([&] { b.number(count); }) && b.fits;
     if (b.fits) {
       const int64_t begin = part_begin(b.coarse, b.m, b.dims, self, count);
       const int64_t end = part_begin(b.coarse, b.m, b.dims, self + 1, count);
-      if (b.same)
-        b.collect_inputs(begin, end, b.input_parts[self]);
-      else {
+      shortage.within([&] {
+        if (b.same) return b.collect_inputs(begin, end, b.input_parts[self]);
         b.collect_inputs(part_begin(b.fine, b.n, b.dims, self, count),
                          part_begin(b.fine, b.n, b.dims, self + 1, count), b.input_parts[self]);
         b.collect_outputs(begin, end, b.output_parts[self]);
-      }
+      });
 #pragma omp barrier
 #pragma omp single
-      b.join(count, offsets);
+      b.fits = shortage.within([&] { b.join(count, offsets); });
     }
     if (b.fits && !b.unsorted) {
       const int64_t begin = part_begin(b.coarse, b.m, b.dims, self, count);
@@ -410,6 +410,7 @@ void build(Builder& b, int64_t threads) {
         fill(b, first, std::min(b.m, first + kChunk));
     }
   }
+  shortage.raise();
 }
 
 // Whether output cells are the input cells, in the same rows, and the kernel is centred.
@@ -426,7 +427,7 @@ bool is_submanifold(const Geometry& g, const int32_t* fine, int64_t n, const int
 // Returns 0; -1 when the cells do not fit 63 bits; i > 0 when row i of fine, or row i - n of coarse where
 // i > n, does not come after the row before it.
 EXPORT int64_t s3d_offset_table(const int32_t* fine, int64_t n, const int32_t* coarse, int64_t m,
-                                int64_t dims, const int64_t* geometry, int32_t* table, int64_t threads) {
+                                int64_t dims, const int64_t* geometry, int32_t* table, int64_t threads) try {
   const Geometry whole(geometry, (int)dims);
   const int64_t lines = whole.size[0] * whole.size[1], plane = lines * m;
   if (!n || !m) {
@@ -449,12 +450,12 @@ EXPORT int64_t s3d_offset_table(const int32_t* fine, int64_t n, const int32_t* c
     if (builder.unsorted) return builder.unsorted;
   }
   return 0;
-}
+} OR_SHORTAGE
 
 // reverse [offsets, n]: the output row for each offset and input row of table [offsets, m], or -1.
 // Returns 1 when the table names a row outside [0, n), else 0.
 EXPORT int64_t s3d_reverse_table(const int32_t* table, int64_t offsets, int64_t m, int64_t n,
-                                 int32_t* reverse, int64_t threads) {
+                                 int32_t* reverse, int64_t threads) try {
   std::atomic<bool> legal{true};
 #pragma omp parallel for schedule(static) num_threads(useful_threads(threads, offsets *(n + m), 1 << 15))
   for (int64_t k = 0; k < offsets; k++) {
@@ -468,4 +469,4 @@ EXPORT int64_t s3d_reverse_table(const int32_t* table, int64_t offsets, int64_t 
     }
   }
   return !legal;
-}
+} OR_SHORTAGE

@@ -262,22 +262,27 @@ struct Finder : Found {
     const int team = useful_threads(threads, n, 4096), count = team == 1 ? 1 : 4 * team;
     found.resize(count);
     counts.assign(count + 1, 0);
+    Shortage shortage;
 #pragma omp parallel num_threads(team)
     {
 #pragma omp for schedule(dynamic, 1)
       for (int part = 0; part < count; part++)
-        found[part] = collect(part_begin(coords, n, dims, part, count),
-                              part_begin(coords, n, dims, part + 1, count));
+        shortage.within([&] {
+          found[part] = collect(part_begin(coords, n, dims, part, count),
+                                part_begin(coords, n, dims, part + 1, count));
+        });
       for (int axis = in_runs ? 1 : 2; axis >= 3 - dims; axis--) {
 #pragma omp single
-        join();
+        shortage.within([&] { join(); });
 #pragma omp for schedule(dynamic, 1)
-        for (int part = 0; part < count; part++) found[part] = merged(axis, part);
+        for (int part = 0; part < count; part++)
+          shortage.within([&] { found[part] = merged(axis, part); });
       }
 #pragma omp for schedule(dynamic, 1)
       for (int part = 0; part < count; part++)
         for (const Run& run : found[part]) counts[part + 1] += __builtin_popcountll(run.cells);
     }
+    shortage.raise();
     sum_up();
   }
 
@@ -303,27 +308,25 @@ struct Finder : Found {
 // limits [dims] (-1: unbounded). Returns a finder to be measured, taken from and thrown away with the
 // functions below; 0 when a cell leaves int32. coords and limits must live until then.
 EXPORT int64_t s3d_cells_find(const int32_t* coords, int64_t n, int64_t dims, const int64_t* geometry,
-                              const int64_t* limits, int64_t up, int64_t threads) {
+                              const int64_t* limits, int64_t up, int64_t threads) try {
   if (Found* drawn = draw_reached(coords, n, (int)dims, Geometry(geometry, (int)dims), limits, up, threads))
     return (int64_t)drawn;
-  Finder* finder = new Finder(coords, n, (int)dims, geometry, limits, up);
+  std::unique_ptr<Finder> finder(new Finder(coords, n, (int)dims, geometry, limits, up));
   finder->find(threads);
-  if (!finder->overflow) return (int64_t)(Found*)finder;
-  delete finder;
-  return 0;
-}
+  return finder->overflow ? 0 : (int64_t)(Found*)finder.release();
+} OR_SHORTAGE
 
-EXPORT int64_t s3d_cells_count(int64_t found) { return ((Found*)found)->counts.back(); }
+EXPORT int64_t s3d_cells_count(int64_t found) try { return ((Found*)found)->counts.back(); } OR_SHORTAGE
 
 // Throws away what was found, where nobody can take it.
-EXPORT int64_t s3d_cells_drop(int64_t given) {
+EXPORT int64_t s3d_cells_drop(int64_t given) try {
   delete (Found*)given;
   return 0;
-}
+} OR_SHORTAGE
 
 // Writes the cells to coords [count, 1 + dims] and throws what was found away. Returns 1 when one leaves
 // int32, else 0.
-EXPORT int64_t s3d_cells_take(int64_t given, int32_t* coords, int64_t threads) {
+EXPORT int64_t s3d_cells_take(int64_t given, int32_t* coords, int64_t threads) try {
   Found* found = (Found*)given;
   std::atomic<bool> fits{true};
 #pragma omp parallel for schedule(dynamic, 1) \
@@ -332,4 +335,4 @@ EXPORT int64_t s3d_cells_take(int64_t given, int32_t* coords, int64_t threads) {
     if (!found->write(part, coords + found->counts[part] * (1 + found->dims))) fits = false;
   delete found;
   return !fits;
-}
+} OR_SHORTAGE

@@ -16,6 +16,7 @@ class Drawn : public Found {
     const int team = up ? 1 : useful_threads(threads, n, 8192);
     std::vector<int64_t> found(team, 0), sums(team + 1, 0);
     bool fits = true;
+    Shortage shortage;
 #pragma omp parallel num_threads(team)
     {
       const int parts = omp_get_num_threads(), part = omp_get_thread_num();
@@ -29,8 +30,9 @@ class Drawn : public Found {
         columns.join(found, n);
         fits = columns.ascending || parts == 1;  // the order of the rows tells the threads' shares
       }
-      if (fits) draw(part, parts, sums);
+      if (fits) draw(part, parts, sums, shortage);
     }
+    shortage.raise();
     if (fits) cut();
     return fits;
   }
@@ -63,12 +65,14 @@ class Drawn : public Found {
   // Writes the cells, and the table [offsets, cells] of the map to them.
   void write_map(int32_t* cells, int32_t* table, int64_t threads) const {
     const Relation relation{coords, dims, counts.back(), g, x, y, z, columns, index, in.low[0]};
+    Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, n + counts.back(), 8192))
     {
 #pragma omp for schedule(static) nowait
       for (int part = 0; part < parts(); part++) write(part, cells + counts[part] * (1 + dims));
-      relation.write(table, omp_get_thread_num(), omp_get_num_threads());
+      relation.write(table, omp_get_thread_num(), omp_get_num_threads(), shortage);
     }
+    shortage.raise();
   }
 
  private:
@@ -119,7 +123,7 @@ class Drawn : public Found {
   }
 
   // Draws share `part` of `parts`: lines that nobody else draws, and the columns of inputs that reach them.
-  void draw(int part, int parts, std::vector<int64_t>& sums) {
+  void draw(int part, int parts, std::vector<int64_t>& sums, Shortage& shortage) {
     const int64_t all = index.words / index.width;
     int64_t first = columns.count * part / parts;
     const int64_t last = columns.count * (part + 1) / parts;
@@ -142,8 +146,9 @@ class Drawn : public Found {
       int64_t columns = 0;
       for (int t = 0; t < parts; t++) columns += sums[t + 1];
       index.before[index.words] = (int32_t)columns;
-      index.reserve_cells(columns, 0);
+      shortage.within([&] { index.reserve_cells(columns, 0); });
     }
+    if (!shortage.none()) return;  // all threads do
     const int64_t cells = index.before[from] * index.depth, behind = index.before[to] * index.depth;
     std::fill(index.cells + cells, index.cells + behind, 0);
     with_bits([&]() __attribute__((always_inline)) {
@@ -263,30 +268,30 @@ class Drawn : public Found {
 
 Found* draw_reached(const int32_t* coords, int64_t n, int dims, const Geometry& g, const int64_t* limits,
                     bool up, int64_t threads) {
-  Drawn* const drawn = new Drawn(coords, n, dims, g, up);
-  if (drawn->find(limits, threads)) return drawn;
+  std::unique_ptr<Drawn> drawn(new Drawn(coords, n, dims, g, up));
+  if (drawn->find(limits, threads)) return drawn.release();
   const bool again = threads > 1 && !drawn->ascending();
-  delete drawn;
+  drawn.reset();
   return again ? draw_reached(coords, n, dims, g, limits, up, 1) : nullptr;
 }
 
 // As s3d_cells_find, downwards, for s3d_strided_take; 0 where the cells cannot be drawn or coords do not
 // ascend.
 EXPORT int64_t s3d_strided_find(const int32_t* coords, int64_t n, int64_t dims, const int64_t* geometry,
-                                const int64_t* limits, int64_t threads) {
+                                const int64_t* limits, int64_t threads) try {
   const Geometry g(geometry, (int)dims);
   Found* const found = draw_reached(coords, n, (int)dims, g, limits, false, threads);
   if (!found || static_cast<Drawn*>(found)->ascending()) return (int64_t)found;
   delete found;
   return 0;
-}
+} OR_SHORTAGE
 
 // Writes the cells to cells [count, 1 + dims] and throws what was found away; with the map to them in table
 // [offsets, count] where that is the fastest way to it: returns 1, else 0.
-EXPORT int64_t s3d_strided_take(int64_t given, int32_t* cells, int32_t* table, int64_t threads) {
-  const Drawn* const drawn = static_cast<Drawn*>((Found*)given);
-  if (!drawn->counts.back() || !drawn->short_columns()) return s3d_cells_take(given, cells, threads);
+EXPORT int64_t s3d_strided_take(int64_t given, int32_t* cells, int32_t* table, int64_t threads) try {
+  std::unique_ptr<Drawn> drawn(static_cast<Drawn*>((Found*)given));
+  if (!drawn->counts.back() || !drawn->short_columns())
+    return s3d_cells_take((int64_t)(Found*)drawn.release(), cells, threads);
   drawn->write_map(cells, table, threads);
-  delete drawn;
   return 1;
-}
+} OR_SHORTAGE

@@ -243,7 +243,7 @@ S3D_INLINE void Relation::write_columns(int64_t begin, int64_t end, int32_t* tab
   }
 }
 
-void Relation::write(int32_t* table, int part, int parts) const {
+void Relation::write(int32_t* table, int part, int parts, Shortage& shortage) const {
   const int64_t first = columns.count * part / parts, last = columns.count * (part + 1) / parts;
   Blank blank{table, g.size[0] * g.size[1] * g.size[2], m, part ? first_row(first) : 0,
               part + 1 < parts ? first_row(last) : m};
@@ -252,8 +252,10 @@ void Relation::write(int32_t* table, int part, int parts) const {
   for (int64_t c = first; c < last; c += kChunk) {
     const int64_t end = std::min(c + kChunk, last);
     blank.fill(end_row(end - 1));
-    with_bits([&]() __attribute__((always_inline)) {
-      index.depth == 1 ? write_columns<true>(c, end, table) : write_columns<false>(c, end, table);
+    shortage.within([&] {
+      with_bits([&]() __attribute__((always_inline)) {
+        index.depth == 1 ? write_columns<true>(c, end, table) : write_columns<false>(c, end, table);
+      });
     });
   }
   blank.fill(m);
@@ -297,6 +299,7 @@ struct RelationBuilder {
     const int team = useful_threads(threads, n + m, 8192);
     std::vector<Extent> extents(2 * team);
     std::vector<int64_t> found_in, found_out;
+    Shortage shortage;
 #pragma omp parallel num_threads(team)
     {
       const int count = omp_get_num_threads(), self = omp_get_thread_num();
@@ -306,9 +309,11 @@ struct RelationBuilder {
 #pragma omp single
       {
         for (int t = 0; t < count; t++) in.cover(extents[2 * t]), out.cover(extents[2 * t + 1]);
-        found_in.assign(count, 0);
-        found_out.assign(count, 0);
-        fits = measure();
+        shortage.within([&] {
+          found_in.assign(count, 0);
+          found_out.assign(count, 0);
+          fits = measure();
+        });
       }
       if (fits) {
         found_in[self] = inputs.find(fine, n * self / count, n * (self + 1) / count, dims, in.low,
@@ -322,15 +327,16 @@ struct RelationBuilder {
           inputs.join(found_in, n);
           outputs.join(found_out, m);
           fits = inputs.ascending && outputs.ascending;
-          if (fits) index.reserve_cells(outputs.count, m);
+          fits = fits && shortage.within([&] { index.reserve_cells(outputs.count, m); });
         }
       }
       if (fits) {
         index.draw(outputs, coarse, dims, out.low[3], self, count);
 #pragma omp barrier
-        Relation{fine, dims, m, g, x, y, z, inputs, index, out.low[0]}.write(table, self, count);
+        Relation{fine, dims, m, g, x, y, z, inputs, index, out.low[0]}.write(table, self, count, shortage);
       }
     }
+    shortage.raise();
     return fits;
   }
 };

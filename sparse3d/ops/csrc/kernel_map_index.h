@@ -185,7 +185,7 @@ struct Relation {
   int64_t first_batch = 0;  // of the index
 
   // Share `part` of `parts`, in a parallel region of so many threads.
-  void write(int32_t* table, int part, int parts) const;
+  void write(int32_t* table, int part, int parts, Shortage& shortage) const;
 
  private:
   int64_t batches() const { return index.words / (index.lines * index.width); }

@@ -247,7 +247,7 @@ struct Submanifold {
   }
 
   // Share `part` of `parts` of the table, in a parallel region of so many threads.
-  void write(int part, int parts) const {
+  void write(int part, int parts, Shortage& shortage) const {
     const int64_t first = columns.count * part / parts, last = columns.count * (part + 1) / parts;
     Blank blank{table, offsets(), n, columns.start[first], columns.start[last]};
     if (first > 0) blank.fill(end_row(first - 1));  // what the threads before reach
@@ -258,7 +258,7 @@ struct Submanifold {
       const int64_t end = std::min(c + kChunk, last);
       blank.fill(std::max<int64_t>(end_row(end - 1), columns.start[end]));
       for (int64_t i = columns.start[c]; i < columns.start[end]; i++) middle[i] = (int32_t)i;
-      join(c, end, links);
+      shortage.within([&] { join(c, end, links); });
     }
   }
 
@@ -266,6 +266,7 @@ struct Submanifold {
     const int team = useful_threads(threads, n, 8192);
     std::vector<Extent> extents(team);
     std::vector<int64_t> found;
+    Shortage shortage;
 #pragma omp parallel num_threads(team)
     {
       const int count = omp_get_num_threads(), self = omp_get_thread_num();
@@ -276,8 +277,10 @@ struct Submanifold {
       {
         Extent box;
         for (int t = 0; t < count; t++) box.cover(extents[t]);
-        found.assign(count, 0);
-        fits = measure(box);
+        shortage.within([&] {
+          found.assign(count, 0);
+          fits = measure(box);
+        });
       }
       if (fits) {
         found[self] = columns.find(coords, begin, end, dims, corner, index.lines);
@@ -287,15 +290,16 @@ struct Submanifold {
         {
           columns.join(found, n);
           fits = columns.ascending;
-          if (fits) index.reserve_cells(columns.count, n);
+          fits = fits && shortage.within([&] { index.reserve_cells(columns.count, n); });
         }
       }
       if (fits) {
         index.draw(columns, coords, dims, corner[3], self, count);
 #pragma omp barrier
-        write(self, count);
+        write(self, count, shortage);
       }
     }
+    shortage.raise();
     return fits;
   }
 };

@@ -130,15 +130,15 @@ int64_t sort_rows(const int32_t* coords, int64_t n, int32_t* unique, int64_t* fi
 // first given row of each, and for every given row its place among them. Returns how many there are;
 // -1 when the box around them has 2^63 cells or more. columns: 1 to 4.
 EXPORT int64_t s3d_sort_rows(const int32_t* coords, int64_t n, int64_t columns, int32_t* unique,
-                             int64_t* first, int64_t* inverse, int64_t threads) {
+                             int64_t* first, int64_t* inverse, int64_t threads) try {
   constexpr decltype(&sort_rows<4>) sort[] = {sort_rows<1>, sort_rows<2>, sort_rows<3>, sort_rows<4>};
   return sort[columns - 1](coords, n, unique, first, inverse, threads);
-}
+} OR_SHORTAGE
 
 // For each of wanted [m, columns] its row among coords [n, columns], which ascend; -1 where it is none
 // of them. Each search begins where the one before ended: what is asked for mostly lies close by.
 EXPORT int64_t s3d_find_rows(const int32_t* coords, int64_t n, const int32_t* wanted, int64_t m,
-                             int64_t columns, int64_t* rows, int64_t threads) {
+                             int64_t columns, int64_t* rows, int64_t threads) try {
   const int team = useful_threads(threads, m, 1 << 12);
 #pragma omp parallel num_threads(team)
   {
@@ -165,9 +165,9 @@ EXPORT int64_t s3d_find_rows(const int32_t* coords, int64_t n, const int32_t* wa
     }
   }
   return 0;
-}
+} OR_SHORTAGE
 
-EXPORT int64_t s3d_want_huge_pages(void* start, int64_t bytes) {
+EXPORT int64_t s3d_want_huge_pages(void* start, int64_t bytes) try {
   want_huge_pages(start, bytes);
   return 0;
-}
+} OR_SHORTAGE

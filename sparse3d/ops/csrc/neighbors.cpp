@@ -163,13 +163,13 @@ int64_t knn(const T* points, const int64_t* order, const int64_t* starts, int64_
 EXPORT int64_t s3d_knn_f32(const float* points, const int64_t* order, const int64_t* starts,
                            int64_t batches, const float* query, const int64_t* query_batch,
                            int64_t queries, int64_t k, double radius, int64_t* index, float* dist,
-                           int64_t threads) {
+                           int64_t threads) try {
   return knn(points, order, starts, batches, query, query_batch, queries, k, radius, index, dist, threads);
-}
+} OR_SHORTAGE
 
 EXPORT int64_t s3d_knn_f64(const double* points, const int64_t* order, const int64_t* starts,
                            int64_t batches, const double* query, const int64_t* query_batch,
                            int64_t queries, int64_t k, double radius, int64_t* index, double* dist,
-                           int64_t threads) {
+                           int64_t threads) try {
   return knn(points, order, starts, batches, query, query_batch, queries, k, radius, index, dist, threads);
-}
+} OR_SHORTAGE

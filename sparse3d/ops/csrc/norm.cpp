@@ -69,11 +69,14 @@ template <class Add>
 static std::vector<double> sum_rows(int64_t n, int64_t channels, int64_t threads, const Add& add) {
   const int64_t width = 2 * channels, ranges = (n + NORM_RANGE - 1) / NORM_RANGE;
   std::vector<double> partial(ranges * width, 0.0), total(width, 0.0);
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, n * channels, 1 << 15))
   {
-    std::vector<float> run(width);
+    std::vector<float> run;
+    shortage.within([&] { run.resize(width); });
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < ranges; s++) {
+      if (!shortage.none()) continue;
       const int64_t end = std::min(n, (s + 1) * NORM_RANGE);
       for (int64_t first = s * NORM_RANGE; first < end; first += NORM_RUN) {
         std::fill(run.begin(), run.end(), 0.f);
@@ -82,6 +85,7 @@ static std::vector<double> sum_rows(int64_t n, int64_t channels, int64_t threads
       }
     }
   }
+  shortage.raise();
   for (int64_t s = 0; s < ranges; s++)
     for (int64_t c = 0; c < width; c++) total[c] += partial[s * width + c];
   return total;
@@ -97,7 +101,7 @@ static void for_runs(int64_t n, int64_t channels, int64_t threads, const Body& b
 // x, y [n, channels], n > 0; weight, bias, mean, variance (biased) [channels]; relu: y is not below 0.
 EXPORT int64_t s3d_batch_norm(const float* x, int64_t n, int64_t channels, const float* weight,
                               const float* bias, double eps, int64_t relu, float* y, float* mean,
-                              float* variance, int64_t threads) {
+                              float* variance, int64_t threads) try {
   const float* from = x;  // the first row: a value near the mean keeps the squares small
   const std::vector<double> total =
       sum_rows(n, channels, threads, [=](int64_t first, int64_t rows, float* sums) {
@@ -117,13 +121,13 @@ EXPORT int64_t s3d_batch_norm(const float* x, int64_t n, int64_t channels, const
               y + first * channels);
   });
   return 0;
-}
+} OR_SHORTAGE
 
 // Gradients of s3d_batch_norm with output y: dx [n, channels], d_weight and d_bias [channels].
 EXPORT int64_t s3d_batch_norm_backward(const float* dy, const float* x, const float* y, int64_t n,
                                        int64_t channels, const float* weight, const float* mean,
                                        const float* variance, double eps, int64_t relu, float* dx,
-                                       float* d_weight, float* d_bias, int64_t threads) {
+                                       float* d_weight, float* d_bias, int64_t threads) try {
   const float floor = relu ? 0.f : -INFINITY;
   const std::vector<double> total =
       sum_rows(n, channels, threads, [=](int64_t first, int64_t rows, float* sums) {
@@ -145,4 +149,4 @@ EXPORT int64_t s3d_batch_norm_backward(const float* dy, const float* x, const fl
                   second.data(), floor, dx + at);
   });
   return 0;
-}
+} OR_SHORTAGE

@@ -34,7 +34,7 @@ static int64_t for_pairs(const int32_t* table, int64_t n_in, int64_t n_out, int6
 
 // x [n_in, channels] -> y [n_out, channels], the sum of the rows that the table names.
 EXPORT int64_t s3d_pool_sum(const float* x, const int32_t* table, int64_t n_in, int64_t n_out,
-                            int64_t offsets, int64_t channels, float* y, int64_t threads) {
+                            int64_t offsets, int64_t channels, float* y, int64_t threads) try {
   return for_pairs(
       table, n_in, n_out, offsets, threads,
       [&](int64_t first, int64_t last) {
@@ -45,12 +45,12 @@ EXPORT int64_t s3d_pool_sum(const float* x, const int32_t* table, int64_t n_in, 
         float* to = y + o * channels;
         for (int64_t c = 0; c < channels; c++) to[c] += from[c];
       });
-}
+} OR_SHORTAGE
 
 // Maxima y [n_out, channels] and the rows that hold them, -1 where the table names none (y is 0 there).
 // Of equal values the smallest row holds.
 EXPORT int64_t s3d_pool_max(const float* x, const int32_t* table, int64_t n_in, int64_t n_out,
-                            int64_t offsets, int64_t channels, float* y, int32_t* holder, int64_t threads) {
+                            int64_t offsets, int64_t channels, float* y, int32_t* holder, int64_t threads) try {
   return for_pairs(
       table, n_in, n_out, offsets, threads,
       [&](int64_t first, int64_t last) {
@@ -68,12 +68,12 @@ EXPORT int64_t s3d_pool_max(const float* x, const int32_t* table, int64_t n_in, 
           row[c] = wins ? (int32_t)i : row[c];
         }
       });
-}
+} OR_SHORTAGE
 
 // dx [n_in, channels]: each output's gradient goes to the row that holds its maximum. reverse [offsets, n_in].
 EXPORT int64_t s3d_pool_max_grad(const float* dy, const int32_t* holder, const int32_t* reverse,
                                  int64_t n_out, int64_t n_in, int64_t offsets, int64_t channels,
-                                 float* dx, int64_t threads) {
+                                 float* dx, int64_t threads) try {
   return for_pairs(
       reverse, n_out, n_in, offsets, threads,
       [&](int64_t first, int64_t last) {
@@ -85,4 +85,4 @@ EXPORT int64_t s3d_pool_max_grad(const float* dy, const int32_t* holder, const i
         float* to = dx + i * channels;
         for (int64_t c = 0; c < channels; c++) to[c] += row[c] == (int32_t)i ? from[c] : 0.f;
       });
-}
+} OR_SHORTAGE

@@ -58,21 +58,21 @@ double overlap(const Rect& a, const Rect& b) {
 }  // namespace
 
 EXPORT int64_t s3d_bev_overlap(const Rect* a, int64_t rows, const Rect* b, int64_t columns, double* out,
-                               int64_t threads) {
+                               int64_t threads) try {
   const int team = useful_threads(threads, rows * columns, 4096);
 #pragma omp parallel for schedule(dynamic, 8) num_threads(team)
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) out[i * columns + j] = overlap(a[i], b[j]);
   return 0;
-}
+} OR_SHORTAGE
 
-EXPORT int64_t s3d_paired_bev_overlap(const Rect* a, const Rect* b, int64_t rows, double* out) {
+EXPORT int64_t s3d_paired_bev_overlap(const Rect* a, const Rect* b, int64_t rows, double* out) try {
   for (int64_t i = 0; i < rows; ++i) out[i] = overlap(a[i], b[i]);
   return 0;
-}
+} OR_SHORTAGE
 
 // `boxes` come by falling score; keep[i] says whether box i stays.
-EXPORT int64_t s3d_rotated_nms(const Rect* boxes, int64_t count, double threshold, uint8_t* keep) {
+EXPORT int64_t s3d_rotated_nms(const Rect* boxes, int64_t count, double threshold, uint8_t* keep) try {
   for (int64_t i = 0; i < count; ++i) keep[i] = 1;
   for (int64_t i = 0; i < count; ++i) {
     if (!keep[i]) continue;
@@ -87,11 +87,11 @@ EXPORT int64_t s3d_rotated_nms(const Rect* boxes, int64_t count, double threshol
     }
   }
   return 0;
-}
+} OR_SHORTAGE
 
 // points [3, P]; boxes [B, 7]; turn [B, 2] cos and sin of yaw; mask [B, P].
 EXPORT int64_t s3d_points_in_boxes(const double* points, int64_t count, const double* boxes,
-                                   const double* turn, int64_t number, uint8_t* mask, int64_t threads) {
+                                   const double* turn, int64_t number, uint8_t* mask, int64_t threads) try {
   const double *px = points, *py = points + count, *pz = points + 2 * count;
   const int team = useful_threads(threads, number * count, 1 << 16);
 #pragma omp parallel for schedule(static) num_threads(team)
@@ -106,4 +106,4 @@ EXPORT int64_t s3d_points_in_boxes(const double* points, int64_t count, const do
     }
   }
   return 0;
-}
+} OR_SHORTAGE

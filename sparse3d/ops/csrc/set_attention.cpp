@@ -38,20 +38,20 @@ Problem problem(const float* qkv, const float* position, const int64_t* position
 EXPORT int64_t s3d_set_attention(const float* qkv, const float* position,
                                  const int64_t* position_index, const int64_t* order,
                                  const int64_t* offsets, int64_t sets, int64_t channels,
-                                 int64_t heads, float* out, float* norms, int64_t threads) {
+                                 int64_t heads, float* out, float* norms, int64_t threads) try {
   const Problem p =
       problem(qkv, position, position_index, order, offsets, sets, channels, heads, threads);
   S3D_AT(best_level(0), forward(p, out, norms));
   return 0;
-}
+} OR_SHORTAGE
 
 EXPORT int64_t s3d_set_attention_backward(const float* grad_out, const float* qkv,
                                           const float* position, const int64_t* position_index,
                                           const int64_t* order, const int64_t* offsets,
                                           const float* norms, int64_t sets, int64_t channels,
-                                          int64_t heads, float* grad_qkv, int64_t threads) {
+                                          int64_t heads, float* grad_qkv, int64_t threads) try {
   const Problem p =
       problem(qkv, position, position_index, order, offsets, sets, channels, heads, threads);
   S3D_AT(best_level(0), backward(p, grad_out, norms, grad_qkv));
   return 0;
-}
+} OR_SHORTAGE

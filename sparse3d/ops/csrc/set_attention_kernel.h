@@ -32,7 +32,7 @@ struct Scratch {
   float *q, *k, *v, *grad, *grad_k, *grad_v;
   Lanes *query, *cotangent, *result, *weights, *slopes, *most, *total;
 
-  Scratch(int64_t rows, int64_t channels, int64_t heads) {
+  void make_room(int64_t rows, int64_t channels, int64_t heads) {
     const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes, flat = padded * channels;
     memory.resize(9 * flat + 2 * rows * kLanes + 2 * heads * padded + 16 * 16);
     float* next = memory.data();
@@ -212,11 +212,14 @@ static void attend_backward(const Scratch& s, const Part& part, const Lanes& mos
 template <int D>
 static void forward_sets(const Problem& p, float* out, float* norms) {
   const int64_t C = p.channels, d = C / p.heads;
+  Shortage shortage;
 #pragma omp parallel num_threads(p.team)
   {
-    Scratch s(p.largest, C, p.heads);
+    Scratch s;
+    shortage.within([&] { s.make_room(p.largest, C, p.heads); });
 #pragma omp for schedule(dynamic, 4)
     for (int64_t set = 0; set < p.sets; ++set) {
+      if (!shortage.none()) continue;
       const int64_t begin = p.offsets[set], n = p.offsets[set + 1] - begin;
       const int64_t blocks = (n + kLanes - 1) / kLanes;
       load_set(p, begin, begin + n, s);
@@ -232,17 +235,21 @@ static void forward_sets(const Problem& p, float* out, float* norms) {
       }
     }
   }
+  shortage.raise();
 }
 
 template <int D>
 static void backward_sets(const Problem& p, const float* grad_out, const float* norms,
                           float* grad_qkv) {
   const int64_t C = p.channels, d = C / p.heads;
+  Shortage shortage;
 #pragma omp parallel num_threads(p.team)
   {
-    Scratch s(p.largest, C, p.heads);
+    Scratch s;
+    shortage.within([&] { s.make_room(p.largest, C, p.heads); });
 #pragma omp for schedule(dynamic, 4)
     for (int64_t set = 0; set < p.sets; ++set) {
+      if (!shortage.none()) continue;
       const int64_t begin = p.offsets[set], n = p.offsets[set + 1] - begin;
       const int64_t blocks = (n + kLanes - 1) / kLanes;
       load_set(p, begin, begin + n, s);
@@ -270,6 +277,7 @@ static void backward_sets(const Problem& p, const float* grad_out, const float* 
       }
     }
   }
+  shortage.raise();
 }
 
 static void forward(const Problem& p, float* out, float* norms) {

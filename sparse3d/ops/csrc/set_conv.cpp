@@ -91,7 +91,7 @@ void centre_of(const Problem& p, int number, const Kernels& kernels, std::vector
 EXPORT int64_t s3d_set_conv(const float* own, const int64_t* index, const float* offsets,
                             int64_t points, int64_t k, int64_t width, const float* weight1,
                             const float* weight2, const float* weight3, const float* norms,
-                            double eps, double slope, float* out, int64_t threads) {
+                            double eps, double slope, float* out, int64_t threads) try {
   const int64_t chunks = (points + kPoints - 1) / kPoints;
   const int64_t chunk_rows = (kPoints * k + kTile - 1) / kTile * kTile;
   const std::unique_ptr<float[]> rows(new float[points * k * width]);
@@ -106,9 +106,11 @@ EXPORT int64_t s3d_set_conv(const float* own, const int64_t* index, const float*
                          mine + width, mine + 2 * width};
   }
   const Kernels kernels = best();
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, chunks, 4))
   {
-    std::vector<float> memory(2 * chunk_rows * width, 0.0f);
+    std::vector<float> memory;
+    shortage.within([&] { memory.resize(2 * chunk_rows * width); });
     for (int number = 0; number < 3; ++number) {
 #pragma omp single
       {
@@ -117,12 +119,13 @@ EXPORT int64_t s3d_set_conv(const float* own, const int64_t* index, const float*
       }
 #pragma omp for schedule(static)
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        kernels.pass(problem, number, chunk, memory.data());
+        if (shortage.none()) kernels.pass(problem, number, chunk, memory.data());
 #pragma omp single
       finish(problem, problem.layers[number], chunks, eps);
     }
 #pragma omp for schedule(static)
     for (int64_t point = 0; point < points; ++point) kernels.last_norm(problem, point);
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE

@@ -154,7 +154,7 @@ EXPORT int64_t s3d_splat_composite(const float* means, const float* conics, cons
                                    int64_t rows, int64_t channels, int64_t entries, int64_t images,
                                    int64_t width, int64_t height, int64_t tile, int64_t across,
                                    int64_t down, float* image, float* transmittance,
-                                   int32_t* looked_at, int64_t level, int64_t threads) {
+                                   int32_t* looked_at, int64_t level, int64_t threads) try {
   SplatCall q = {};
   q.conics = conics, q.colors = colors, q.backgrounds = backgrounds, q.shown = shown;
   q.offsets = offsets, q.ids = ids;
@@ -166,17 +166,21 @@ EXPORT int64_t s3d_splat_composite(const float* means, const float* conics, cons
   float* r = workspace.aligned();
   q.records = r;
   const SplatKernels& kernel = kernels(level);
+  Shortage shortage;
 #pragma omp parallel num_threads((int)threads)
   {
-    std::vector<float> scratch(splat_scratch(channels));
+    std::vector<float> scratch;
+    shortage.within([&] { scratch.resize(splat_scratch(channels)); });
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++)
       make_record(q, means, opacities, i, r + SPLAT_RECORD * i);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t t = 0; t < q.tiles(); t++) kernel.forward(q, t, scratch.data());
+    for (int64_t t = 0; t < q.tiles(); t++)
+      if (shortage.none()) kernel.forward(q, t, scratch.data());
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE
 
 // The gradient of the above: grads of image and transmittance (or null), and what the forward pass wrote ->
 // d_means, d_absolute [rows, 2], d_conics [rows, 3], d_colors [rows, channels], d_opacities [rows].
@@ -186,7 +190,7 @@ EXPORT int64_t s3d_splat_composite_gradient(
     const int32_t* offsets, const int32_t* ids, float* transmittance, int32_t* looked_at,
     int64_t rows, int64_t channels, int64_t entries, int64_t images, int64_t width, int64_t height,
     int64_t tile, int64_t across, int64_t down, int64_t absolute, float* d_means, float* d_absolute,
-    float* d_conics, float* d_colors, float* d_opacities, int64_t level, int64_t threads) {
+    float* d_conics, float* d_colors, float* d_opacities, int64_t level, int64_t threads) try {
   SplatCall q = {};
   q.conics = conics, q.colors = colors, q.backgrounds = backgrounds, q.shown = shown;
   q.offsets = offsets, q.ids = ids;
@@ -205,16 +209,18 @@ EXPORT int64_t s3d_splat_composite_gradient(
   q.records = r;
   InOrder total(q, sums, sums + rows * stride, slots, most);
   std::atomic<int64_t> next{0};  // tiles begin in their order: none waits for one that has not begun
+  Shortage shortage;
 #pragma omp parallel num_threads((int)threads)
   {
     const int64_t count = omp_get_num_threads(), self = omp_get_thread_num();
     const int64_t low = rows * self / count, high = rows * (self + 1) / count;
-    std::vector<float> scratch(splat_scratch(channels));
+    std::vector<float> scratch;
+    const bool ready = shortage.within([&] { scratch.resize(splat_scratch(channels)); });
     memset(sums + low * stride, 0, sizeof(float) * (high - low) * stride);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++)
       make_record(q, means, opacities, i, r + SPLAT_RECORD * i);
-    for (int64_t t = next++; t < q.tiles(); t = next++) {
+    for (int64_t t = ready ? next++ : q.tiles(); t < q.tiles(); t = next++) {
       kernel.gradient(q, t, scratch.data(), total.room(t));
       total.ready(t);
     }
@@ -235,14 +241,15 @@ EXPORT int64_t s3d_splat_composite_gradient(
       memcpy(d_colors + channels * i, s + SPLAT_MOMENTS, sizeof(float) * channels);
     }
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE
 
 // What the backgrounds [images, channels] get of the gradient of images of `pixels` pixels: where light is
 // left. The sums of runs of pixels, each by one thread, are added in their order.
 EXPORT int64_t s3d_splat_background_gradient(const float* grad_image, const float* transmittance,
                                              int64_t images, int64_t pixels, int64_t channels,
-                                             float* d_backgrounds, int64_t threads) {
+                                             float* d_backgrounds, int64_t threads) try {
   constexpr int64_t RUN = 4096;
   const int64_t runs = (pixels + RUN - 1) / RUN;
   std::vector<double> sums(images * runs * channels, 0.0);
@@ -262,4 +269,4 @@ EXPORT int64_t s3d_splat_background_gradient(const float* grad_image, const floa
       d_backgrounds[image * channels + k] = (float)sum;
     }
   return 0;
-}
+} OR_SHORTAGE

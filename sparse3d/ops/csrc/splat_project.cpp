@@ -24,7 +24,7 @@ EXPORT int64_t s3d_splat_project(const float* means, const float* covars, const 
                                  double near, double far, double radius_clip, int64_t compensate,
                                  int64_t model, int32_t* radii, float* means2d, float* depths,
                                  float* conics, float* compensations, int64_t level,
-                                 int64_t threads) {
+                                 int64_t threads) try {
   ProjectCall p = {};
   p.means = means, p.covars = covars, p.quats = quats, p.scales = scales, p.viewmats = viewmats;
   p.Ks = Ks, p.opacities = opacities, p.batch = batch, p.count = count, p.cameras = cameras;
@@ -41,7 +41,7 @@ EXPORT int64_t s3d_splat_project(const float* means, const float* covars, const 
     S3D_AT(chosen, project(p, b, chunk));
   }
   return 0;
-}
+} OR_SHORTAGE
 
 // d_views [batch, cameras, 4, 4]; of covars, or of quats and scales, the others are null.
 EXPORT int64_t s3d_splat_project_gradient(
@@ -50,7 +50,7 @@ EXPORT int64_t s3d_splat_project_gradient(
     const float* quats, const float* scales, const float* viewmats, const float* Ks, int64_t batch,
     int64_t count, int64_t cameras, int64_t width, int64_t height, double eps2d, int64_t model,
     float* d_means, float* d_covars, float* d_quats, float* d_scales, float* d_views, int64_t level,
-    int64_t threads) {
+    int64_t threads) try {
   ProjectCall p = {};
   p.means = means, p.covars = covars, p.quats = quats, p.scales = scales, p.viewmats = viewmats;
   p.Ks = Ks, p.batch = batch, p.count = count, p.cameras = cameras;
@@ -62,15 +62,17 @@ EXPORT int64_t s3d_splat_project_gradient(
   p.d_views = views.data();
   const int64_t tasks = batch * p.chunks();
   const int chosen = best_level(level);
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, tasks, 2))
   {
     std::vector<float> memory;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t t = 0; t < tasks; t++) {
       const int64_t b = t / p.chunks(), chunk = t % p.chunks();
-      S3D_AT(chosen, pull_back(p, b, chunk, memory));
+      shortage.within([&] { S3D_AT(chosen, pull_back(p, b, chunk, memory)); });
     }
   }
+  shortage.raise();
   memset(d_views, 0, sizeof(float) * batch * cameras * 16);
   for (int64_t image = 0; image < batch * cameras; image++)
     for (int64_t k = 0; k < 12; k++) {
@@ -80,7 +82,7 @@ EXPORT int64_t s3d_splat_project_gradient(
       d_views[16 * image + k] = (float)sum;
     }
   return 0;
-}
+} OR_SHORTAGE
 
 constexpr int64_t HARMONICS_CHUNK = 1024;
 
@@ -101,7 +103,7 @@ static HarmonicsCall harmonics_call(const float* dirs, const float* coeffs, cons
 EXPORT int64_t s3d_splat_harmonics(const float* dirs, const float* coeffs, const float* rest,
                                    const uint8_t* masks, int64_t images, int64_t count,
                                    int64_t terms, int64_t others, int64_t degree, int64_t shared,
-                                   float* colors, int64_t level, int64_t threads) {
+                                   float* colors, int64_t level, int64_t threads) try {
   HarmonicsCall q =
       harmonics_call(dirs, coeffs, rest, masks, images, count, terms, others, degree, shared);
   q.colors = colors;
@@ -114,7 +116,7 @@ EXPORT int64_t s3d_splat_harmonics(const float* dirs, const float* coeffs, const
     S3D_AT(chosen, harmonics(q, image, first, end));
   }
   return 0;
-}
+} OR_SHORTAGE
 
 // The gradient of the above: grad as colors -> d_dirs as dirs, d_coeffs as coeffs, d_rest as rest.
 EXPORT int64_t s3d_splat_harmonics_gradient(const float* grad, const float* dirs,
@@ -122,7 +124,7 @@ EXPORT int64_t s3d_splat_harmonics_gradient(const float* grad, const float* dirs
                                             const uint8_t* masks, int64_t images, int64_t count,
                                             int64_t terms, int64_t others, int64_t degree,
                                             int64_t shared, float* d_dirs, float* d_coeffs,
-                                            float* d_rest, int64_t level, int64_t threads) {
+                                            float* d_rest, int64_t level, int64_t threads) try {
   HarmonicsCall q =
       harmonics_call(dirs, coeffs, rest, masks, images, count, terms, others, degree, shared);
   q.grad = grad, q.d_dirs = d_dirs, q.d_first = d_coeffs, q.d_rest = rest ? d_rest : d_coeffs + 3;
@@ -134,4 +136,4 @@ EXPORT int64_t s3d_splat_harmonics_gradient(const float* grad, const float* dirs
     for (int64_t image = 0; image < images; image++) S3D_AT(chosen, harmonics_gradient(q, image, first, end));
   }
   return 0;
-}
+} OR_SHORTAGE

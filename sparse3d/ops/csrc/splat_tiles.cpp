@@ -29,7 +29,6 @@ struct Spans {
   int32_t top[MOST], tall[MOST];
   std::vector<int32_t> ends;
 
-  explicit Spans(int64_t down) : ends(2 * MOST * down) {}
   int32_t* left(int64_t i) { return &ends[2 * MOST * i]; }
   int32_t* right(int64_t i) { return left(i) + MOST; }
 };
@@ -58,14 +57,14 @@ uint32_t bits_of(float x) {
 
 // Tiles that each Gaussian's box reaches -> counts [rows].
 EXPORT int64_t s3d_splat_box_tiles(const float* means, const int32_t* radii, int64_t rows, int64_t tile,
-                                   int64_t across, int64_t down, int32_t* counts, int64_t threads) {
+                                   int64_t across, int64_t down, int32_t* counts, int64_t threads) try {
   const Scene s = {means, nullptr, nullptr, radii, rows, tile, across, down};
   constexpr int64_t CHUNK = 1024;
   const int level = best_level(0);
 #pragma omp parallel for num_threads(useful_threads(threads, rows, 4096)) schedule(static)
   for (int64_t i = 0; i < rows; i += CHUNK) S3D_AT(level, count(s, i, std::min(rows, i + CHUNK), counts));
   return 0;
-}
+} OR_SHORTAGE
 
 // means, radii [rows, 2], depths, image_ids [rows], conics [rows, 3] and opacities [rows] or null ->
 // counts [rows], tiles of each Gaussian (in: those of its box); keys and ids, room for the sum of the
@@ -75,7 +74,7 @@ EXPORT int64_t s3d_splat_list_tiles(const float* means, const int32_t* radii, co
                                     const int64_t* image_ids, const float* conics,
                                     const float* opacities, int64_t rows, int64_t images,
                                     int64_t tile, int64_t across, int64_t down, int32_t* counts,
-                                    int64_t* keys, int32_t* ids, int64_t threads) {
+                                    int64_t* keys, int32_t* ids, int64_t threads) try {
   const Scene s = {means, conics, opacities, radii, rows, tile, across, down};
   const int shift = 64 - __builtin_clzll((uint64_t)(across * down));
   const int64_t all = images << shift;
@@ -103,6 +102,7 @@ EXPORT int64_t s3d_splat_list_tiles(const float* means, const int32_t* radii, co
   std::vector<int64_t> place((size_t)team * all);
   int64_t total = 0;
   const int level = best_level(0);
+  Shortage shortage;
 #pragma omp parallel num_threads(team)
   {
     const int64_t count = omp_get_num_threads(), self = omp_get_thread_num();
@@ -112,10 +112,14 @@ EXPORT int64_t s3d_splat_list_tiles(const float* means, const int32_t* radii, co
     const int64_t from = share(self), to = self + 1 == count ? seen : share(self + 1);
     int64_t* mine = &place[(size_t)self * all];
     // the tiles, as in a key's upper half, of one Gaussian after another
-    std::unique_ptr<int32_t[]> own(new int32_t[work[to] - work[from] + 1]);
+    std::unique_ptr<int32_t[]> own;
+    Spans tiles;
+    shortage.within([&] {
+      own.reset(new int32_t[work[to] - work[from] + 1]);
+      tiles.ends.resize(2 * Spans::MOST * down);
+    });
     int32_t* next = own.get();
-    Spans tiles(down);
-    for (int64_t i = from; i < to; i += Spans::MOST) {
+    for (int64_t i = from; i < to && shortage.none(); i += Spans::MOST) {
       const int64_t n = std::min<int64_t>(Spans::MOST, to - i);
       int64_t some[Spans::MOST];
       for (int64_t k = 0; k < n; k++) {
@@ -146,7 +150,7 @@ EXPORT int64_t s3d_splat_list_tiles(const float* means, const int32_t* radii, co
         total += here;
       }
     next = own.get();
-    for (int64_t i = from; i < to; i++) {
+    for (int64_t i = from; i < to && shortage.none(); i++) {
       const int64_t row = order.row(unseen + i);
       const uint64_t depth = (uint32_t)(order.key(unseen + i) + least - 1);
       if (i + AHEAD < to) __builtin_prefetch(counts + order.row(unseen + i + AHEAD));
@@ -157,5 +161,6 @@ EXPORT int64_t s3d_splat_list_tiles(const float* means, const int32_t* radii, co
       }
     }
   }
+  shortage.raise();
   return total;
-}
+} OR_SHORTAGE

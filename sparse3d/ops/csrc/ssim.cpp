@@ -56,16 +56,16 @@ class Ring {
 // its slopes, blurred along; slopes blurred across.
 EXPORT int64_t s3d_ssim(const float* a, const float* b, int64_t height, int64_t width,
                         int64_t channels, const float* window, double c1, double c2, double scale,
-                        double* sums, float* gradient, int64_t threads) {
+                        double* sums, float* gradient, int64_t threads) try {
   const Kernels kernels = best_kernels();
   const int64_t row = width * channels, margin = kHalf * channels, padded = row + 2 * margin;
   const int64_t bands = std::max<int64_t>(std::min(threads, height / kLeastRows), 1);
-#pragma omp parallel num_threads(static_cast<int>(bands))
-  {
-    Ring pictures(4, row), slopes(3, row);
-    std::vector<float> lines(4 * padded, 0.0f), blurred(4 * row), value(row);
-#pragma omp for schedule(static)
-    for (int64_t band = 0; band < bands; ++band) {
+  Shortage shortage;
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(bands))
+  for (int64_t band = 0; band < bands; ++band)
+    shortage.within([&] {
+      Ring pictures(4, row), slopes(3, row);
+      std::vector<float> lines(4 * padded, 0.0f), blurred(4 * row), value(row);
       const int64_t from = height * band / bands, to = height * (band + 1) / bands;
       const int64_t first = std::max<int64_t>(from - 2 * kHalf, 0);
       const float* rows[kTaps];
@@ -100,7 +100,7 @@ EXPORT int64_t s3d_ssim(const float* a, const float* b, int64_t height, int64_t 
                           static_cast<float>(scale), gradient + last * row);
         }
       }
-    }
-  }
+    });
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE

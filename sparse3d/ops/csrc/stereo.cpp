@@ -81,8 +81,11 @@ struct Paths {
   const Kernels& kernels;
   std::vector<uint16_t> a, b;
   uint16_t least = 0;
-  Paths(const Kernels& kernels, int64_t planes)
-      : kernels(kernels), a(planes + 2, 0x7fff), b(planes + 2, 0x7fff) {}
+  explicit Paths(const Kernels& kernels) : kernels(kernels) {}
+
+  void make_room(int64_t planes) {
+    for (auto* line : {&a, &b}) line->assign(planes + 2, 0x7fff);
+  }
 
   void begin(const uint8_t* cost, int64_t planes) {
     least = 0xffff;
@@ -109,7 +112,7 @@ EXPORT int64_t s3d_plane_sweep(const float* reference, int64_t height, int64_t w
                                const float* shifts, int64_t count, const float* inverse,
                                int64_t planes, int64_t radius, int64_t best, double floor,
                                const float* share, const float* mean, const float* deviation,
-                               uint8_t* cost, int64_t threads) {
+                               uint8_t* cost, int64_t threads) try {
   if (radius > kMostRadius) return -1;
   const Kernels kernels = best_kernels();
   int64_t pixels = 0;
@@ -126,18 +129,25 @@ EXPORT int64_t s3d_plane_sweep(const float* reference, int64_t height, int64_t w
   }
   const int64_t bands = (height + kRows - 1) / kRows, blocks = (planes + kPlanes - 1) / kPlanes;
   const int64_t taps = 2 * radius + 1;
+  Shortage shortage;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<uint8_t> piece(kPlanes * kRows * width);
     const int64_t padded = width + 2 * radius, ring = taps * width;
-    // Of each view the lines of a window.
-    std::vector<float> shown(count * ring), inside(count * ring);
-    std::vector<float> narrow(3 * padded, 0.0f), sums(3 * width), costs(count * width),
-        seeing(width), right_of(width), below(width);
-    std::vector<int32_t> index(width);
-    std::vector<uint64_t> picked(width);
+    std::vector<uint8_t> piece;
+    std::vector<float> shown, inside;  // of each view the lines of a window
+    std::vector<float> narrow, sums, costs, seeing, right_of, below;
+    std::vector<int32_t> index;
+    std::vector<uint64_t> picked;
+    shortage.within([&] {
+      piece.resize(kPlanes * kRows * width);
+      for (auto* lines : {&shown, &inside}) lines->resize(count * ring);
+      narrow.resize(3 * padded), sums.resize(3 * width), costs.resize(count * width);
+      for (auto* line : {&seeing, &right_of, &below}) line->resize(width);
+      index.resize(width), picked.resize(width);
+    });
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < bands * blocks; ++task) {
+      if (!shortage.none()) continue;
       const int64_t from = task / blocks * kRows, to = std::min(height, from + kRows);
       const int64_t first = task % blocks * kPlanes, number = std::min(planes - first, kPlanes);
       for (int64_t k = 0; k < number; ++k) {
@@ -177,23 +187,26 @@ EXPORT int64_t s3d_plane_sweep(const float* reference, int64_t height, int64_t w
         }
     }
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE
 
 // cost: [height, width, planes]; along, across: [height, width] what a jump to a pixel costs from
 // the one to its left and from that above. sum: [height, width, planes] of the costs of four paths.
 // best: [height, width] the plane of the least sum, between planes where three sums say so.
 EXPORT int64_t s3d_smooth_planes(const uint8_t* cost, int64_t height, int64_t width, int64_t planes,
                                  int64_t small, const int16_t* along, const int16_t* across,
-                                 uint16_t* sum, float* best, int64_t threads) {
+                                 uint16_t* sum, float* best, int64_t threads) try {
   const Kernels kernels = best_kernels();
   const uint16_t little = static_cast<uint16_t>(small);
+  Shortage shortage;
 #pragma omp parallel num_threads(threads)
   {
-    Paths path(kernels, planes);
+    Paths path(kernels);
+    shortage.within([&] { path.make_room(planes); });
     // A line of `length` pixels that lie `stride` apart; jumps: those of its pixels.
     auto both_ways = [&](int64_t first, int64_t length, int64_t stride, const int16_t* jumps) {
-      for (int back = 0; back < 2; ++back)
+      for (int back = 0; back < 2 && shortage.none(); ++back)
         for (int64_t i = 0; i < length; ++i) {
           const int64_t at = first + (back ? length - 1 - i : i) * stride;
           const uint8_t* own = cost + at * planes;
@@ -215,8 +228,9 @@ EXPORT int64_t s3d_smooth_planes(const uint8_t* cost, int64_t height, int64_t wi
     for (int64_t at = 0; at < height * width; ++at)
       best[at] = kernels.winner(sum + at * planes, planes);
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE
 
 // depth: [height, width] of the reference, 0: not known; rays: [3, 3], the inverse of its camera's
 // matrix. depths: those of `count` others, one after the other; sizes: [count, 2] height and width.
@@ -228,7 +242,7 @@ EXPORT int64_t s3d_confirm_depths(const float* depth, int64_t height, int64_t wi
                                   const float* rotations, const float* shifts, const float* backs,
                                   const float* back_shifts, const float* centers, int64_t count,
                                   double most_miss, double most_apart, double least_sine,
-                                  int32_t* voices, int32_t* asked, float* doubt, int64_t threads) {
+                                  int32_t* voices, int32_t* asked, float* doubt, int64_t threads) try {
   const Kernels kernels = best_kernels();
   std::vector<Surface> others(count);
   for (int64_t j = 0; j < count; ++j) {
@@ -248,4 +262,4 @@ EXPORT int64_t s3d_confirm_depths(const float* depth, int64_t height, int64_t wi
                       voices + at, asked + at, doubt + at);
   }
   return 0;
-}
+} OR_SHORTAGE

@@ -105,7 +105,7 @@ EXPORT int64_t s3d_transport_product(const float* features0, const float* points
                                      const float* points1, const int64_t* starts1, int64_t samples,
                                      int64_t channels, double eps, double radius, const float* left,
                                      const float* right, int64_t rank, const float* values,
-                                     int64_t width, float* out, int64_t threads) {
+                                     int64_t width, float* out, int64_t threads) try {
   Side rows(points0, starts0, samples), columns(points1, starts1, samples);
   const int64_t padded = (width + 15) / 16 * 16;
   const std::vector<float> left_rows = left ? rows.rows_of(left, rank, rank) : std::vector<float>();
@@ -129,13 +129,17 @@ EXPORT int64_t s3d_transport_product(const float* features0, const float* points
                            found.data()};
   void (*const block_of_rows)(const Problem&, int64_t, float*) = S3D_AT(best_level(0), block_of_rows);
   const int team = useful_threads(threads, rows.blocks, 2);
+  Shortage shortage;
 #pragma omp parallel num_threads(team)
   {
-    std::vector<float> memory(2 * kBlock * kBlock + kBlock * padded);
+    std::vector<float> memory;
+    shortage.within([&] { memory.resize(2 * kBlock * kBlock + kBlock * padded); });
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t row = 0; row < rows.blocks; ++row) block_of_rows(problem, row, memory.data());
+    for (int64_t row = 0; row < rows.blocks; ++row)
+      if (shortage.none()) block_of_rows(problem, row, memory.data());
   }
+  shortage.raise();
   for (size_t at = 0; at < rows.row.size(); ++at)
     if (rows.row[at] >= 0) std::copy_n(found.data() + at * padded, width, out + rows.row[at] * width);
   return 0;
-}
+} OR_SHORTAGE

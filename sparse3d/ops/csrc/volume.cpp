@@ -263,6 +263,7 @@ int64_t forward(const Boxes<T>& b, T* nodes, T* left, T* depth, int64_t* used, i
   int64_t offset[8];
   corner_offsets(b, offset);
   const int64_t n = b.nodes();
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, b.m * b.rays, 64))
   {
     Samples<T> s;
@@ -271,7 +272,8 @@ int64_t forward(const Boxes<T>& b, T* nodes, T* left, T* depth, int64_t* used, i
       T* out = nodes + at * n;
       std::fill(out, out + n, (T)0);
       left[at] = 1, depth[at] = 0, used[at] = 0;
-      if (!sample(b, at / b.rays, at % b.rays, s)) continue;
+      bool met = false;
+      if (!shortage.within([&] { met = sample(b, at / b.rays, at % b.rays, s); }) || !met) continue;
       densities(b, at / b.rays, offset, s);
       left[at] = composite(b.set, s, [&](int64_t i, T weight, T) {
         if (weight == 0) return;
@@ -283,6 +285,7 @@ int64_t forward(const Boxes<T>& b, T* nodes, T* left, T* depth, int64_t* used, i
       });
     }
   }
+  shortage.raise();
   return 0;
 }
 
@@ -321,6 +324,7 @@ int64_t backward(const Boxes<T>& b, const T* grad_nodes, const T* grad_left, T* 
   int64_t offset[8];
   corner_offsets(b, offset);
   const int64_t n = b.nodes();
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, b.m * b.rays, 64))
   {
     Samples<T> s;
@@ -329,14 +333,17 @@ int64_t backward(const Boxes<T>& b, const T* grad_nodes, const T* grad_left, T* 
     for (int64_t box = 0; box < b.m; box++) {
       T* out = grad + box * n;
       std::fill(out, out + n, (T)0);
-      for (int64_t ray = 0; ray < b.rays; ray++) {
-        if (!sample(b, box, ray, s)) continue;
-        densities(b, box, offset, s);
-        const int64_t at = box * b.rays + ray;
-        backward_ray(b, s, offset, grad_nodes + at * n, grad_left[at], gains, out);
-      }
+      shortage.within([&] {
+        for (int64_t ray = 0; ray < b.rays; ray++) {
+          if (!sample(b, box, ray, s)) continue;
+          densities(b, box, offset, s);
+          const int64_t at = box * b.rays + ray;
+          backward_ray(b, s, offset, grad_nodes + at * n, grad_left[at], gains, out);
+        }
+      });
     }
   }
+  shortage.raise();
   return 0;
 }
 
@@ -375,35 +382,35 @@ int64_t blend(const T* nodes, const T* features, const T* left, int64_t boxes, i
 
 }  // namespace
 
-#define BLEND(T, SUFFIX)                                                                          \
-  EXPORT int64_t s3d_blend_##SUFFIX(const T* nodes, const T* features, const T* left,             \
-                                    int64_t boxes, int64_t rays, int64_t n, int64_t channels,     \
-                                    double cut, T* out, int64_t threads) {                        \
-    return blend(nodes, features, left, boxes, rays, n, channels, cut, out, threads);             \
-  }
+#define BLEND(T, SUFFIX)                                                                           \
+  EXPORT int64_t s3d_blend_##SUFFIX(const T* nodes, const T* features, const T* left,              \
+                                    int64_t boxes, int64_t rays, int64_t n, int64_t channels,      \
+                                    double cut, T* out, int64_t threads) try {                     \
+    return blend(nodes, features, left, boxes, rays, n, channels, cut, out, threads);              \
+  } OR_SHORTAGE
 
 BLEND(float, f32)
 BLEND(double, f64)
 
-#define RAY_WEIGHTS(T, SUFFIX)                                                                     \
-  EXPORT int64_t s3d_ray_weights_##SUFFIX(                                                         \
-      const T* origins, const T* directions, const T* lower, const T* upper, const T* density,     \
-      const uint8_t* mask, const T* step, int64_t m, int64_t rays, int64_t x, int64_t y, int64_t z, \
-      double near, double far, double interval, double shift, double threshold, double stop,       \
-      T* nodes, T* left, T* depth, int64_t* used, int64_t threads) {                               \
-    const Boxes<T> b{origins, directions, lower, upper, density, mask, step, m, rays,              \
-                     {x, y, z}, {near, far, interval, shift, threshold, stop}};                    \
-    return forward(b, nodes, left, depth, used, threads);                                          \
-  }                                                                                                \
-  EXPORT int64_t s3d_ray_weights_backward_##SUFFIX(                                                \
-      const T* grad_nodes, const T* grad_left, const T* origins, const T* directions,              \
-      const T* lower, const T* upper, const T* density, const uint8_t* mask, const T* step,        \
-      int64_t m, int64_t rays, int64_t x, int64_t y, int64_t z, double near, double far,           \
-      double interval, double shift, double threshold, double stop, T* grad, int64_t threads) {    \
-    const Boxes<T> b{origins, directions, lower, upper, density, mask, step, m, rays,              \
-                     {x, y, z}, {near, far, interval, shift, threshold, stop}};                    \
-    return backward(b, grad_nodes, grad_left, grad, threads);                                      \
-  }
+#define RAY_WEIGHTS(T, SUFFIX)                                                                       \
+  EXPORT int64_t s3d_ray_weights_##SUFFIX(                                                           \
+      const T* origins, const T* directions, const T* lower, const T* upper, const T* density,       \
+      const uint8_t* mask, const T* step, int64_t m, int64_t rays, int64_t x, int64_t y, int64_t z,  \
+      double near, double far, double interval, double shift, double threshold, double stop,         \
+      T* nodes, T* left, T* depth, int64_t* used, int64_t threads) try {                             \
+    const Boxes<T> b{origins, directions, lower, upper, density, mask, step, m, rays,                \
+                     {x, y, z}, {near, far, interval, shift, threshold, stop}};                      \
+    return forward(b, nodes, left, depth, used, threads);                                            \
+  } OR_SHORTAGE                                                                                      \
+  EXPORT int64_t s3d_ray_weights_backward_##SUFFIX(                                                  \
+      const T* grad_nodes, const T* grad_left, const T* origins, const T* directions,                \
+      const T* lower, const T* upper, const T* density, const uint8_t* mask, const T* step,          \
+      int64_t m, int64_t rays, int64_t x, int64_t y, int64_t z, double near, double far,             \
+      double interval, double shift, double threshold, double stop, T* grad, int64_t threads) try {  \
+    const Boxes<T> b{origins, directions, lower, upper, density, mask, step, m, rays,                \
+                     {x, y, z}, {near, far, interval, shift, threshold, stop}};                      \
+    return backward(b, grad_nodes, grad_left, grad, threads);                                        \
+  } OR_SHORTAGE
 
 RAY_WEIGHTS(float, f32)
 RAY_WEIGHTS(double, f64)

@@ -64,7 +64,7 @@ inline int32_t ordered(float value) {
 // points cannot be used; the caller then says which.
 EXPORT int64_t s3d_cells(const float* points, const int64_t* batch, int64_t n, int64_t dims,
                          const float* size, const float* origin, const int64_t* shape,
-                         int32_t* cells, int64_t* bounds, int64_t threads) {
+                         int32_t* cells, int64_t* bounds, int64_t threads) try {
   const int columns = (int)dims + 1;
   const int team = useful_threads(threads, n, 1 << 14);
   int problem = kFine;
@@ -111,11 +111,11 @@ EXPORT int64_t s3d_cells(const float* points, const int64_t* batch, int64_t n, i
     }
   }
   return problem;
-}
+} OR_SHORTAGE
 
 // Keys [n] of cells [n, columns]; -1 where the batch is negative.
 EXPORT int64_t s3d_cell_keys(const int32_t* cells, int64_t n, int64_t columns, const int64_t* low,
-                             const int64_t* strides, int64_t* keys, int64_t threads) {
+                             const int64_t* strides, int64_t* keys, int64_t threads) try {
 #pragma omp parallel for num_threads(useful_threads(threads, n, 1 << 15))
   for (int64_t i = 0; i < n; ++i) {
     int64_t key = 0;
@@ -123,12 +123,12 @@ EXPORT int64_t s3d_cell_keys(const int32_t* cells, int64_t n, int64_t columns, c
     keys[i] = cells[i * columns] < 0 ? -1 : key;
   }
   return 0;
-}
+} OR_SHORTAGE
 
 // Unique keys, ascending, the first row of each, and for each row its place among them; negative keys
 // are left out (-1). Returns how many there are.
 EXPORT int64_t s3d_unique_keys(const int64_t* keys, int64_t n, int64_t* unique, int64_t* first,
-                               int64_t* inverse, int64_t threads) {
+                               int64_t* inverse, int64_t threads) try {
   int64_t largest = 0;
   for (int64_t i = 0; i < n; ++i) largest = std::max(largest, keys[i]);
   const int bits = radix::bits_of((uint64_t)largest);
@@ -148,20 +148,23 @@ EXPORT int64_t s3d_unique_keys(const int64_t* keys, int64_t n, int64_t* unique, 
     inverse[row] = found - 1;
   }
   return found;
-}
+} OR_SHORTAGE
 
 // Sum, or mean, of the rows of each segment, in float64; counts [segments]. `stride`: floats from
 // one row to the next. Returns 1 when an index is out of range.
 EXPORT int64_t s3d_segment_sum(const float* values, int64_t stride, const int64_t* index,
                                int64_t n, int64_t channels, int64_t segments, int64_t mean,
-                               float* out, int64_t* counts, int64_t threads) {
+                               float* out, int64_t* counts, int64_t threads) try {
   const Segments group(index, n, segments);
   if (!group.valid) return 1;
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, n * channels, 1 << 14))
   {
-    std::vector<double> total(channels);
+    std::vector<double> total;
+    shortage.within([&] { total.resize(channels); });
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < segments; ++s) {
+      if (!shortage.none()) continue;
       std::fill(total.begin(), total.end(), 0.0);
       for (int64_t k = group.start[s]; k < group.start[s + 1]; ++k)
         add_row(values + group.rows[k] * stride, channels, total.data());
@@ -170,20 +173,24 @@ EXPORT int64_t s3d_segment_sum(const float* values, int64_t stride, const int64_
       for (int64_t c = 0; c < channels; ++c) out[s * channels + c] = (float)(total[c] / divisor);
     }
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE
 
 // Largest value of each segment and channel, and its smallest row; 0 and -1 for an empty segment.
 EXPORT int64_t s3d_segment_max(const float* values, const int64_t* index, int64_t n,
                                int64_t channels, int64_t segments, float* out, int64_t* argmax,
-                               int64_t threads) {
+                               int64_t threads) try {
   const Segments group(index, n, segments);
   if (!group.valid) return 1;
+  Shortage shortage;
 #pragma omp parallel num_threads(useful_threads(threads, n * channels, 1 << 14))
   {
-    std::vector<int32_t> winner(channels);  // counts rows of the segment
+    std::vector<int32_t> winner;  // counts rows of the segment
+    shortage.within([&] { winner.resize(channels); });
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < segments; ++s) {
+      if (!shortage.none()) continue;
       const int64_t* rows = group.rows.data() + group.start[s];
       const int64_t size = group.start[s + 1] - group.start[s];
       float* best = out + s * channels;
@@ -200,14 +207,15 @@ EXPORT int64_t s3d_segment_max(const float* values, const int64_t* index, int64_
       for (int64_t c = 0; c < channels; ++c) first[c] = rows[winner[c]];
     }
   }
+  shortage.raise();
   return 0;
-}
+} OR_SHORTAGE
 
 constexpr int64_t kAhead = 24;  // rows whose memory is asked for before they are read
 
 // Gradient of a sum or mean: the segment's gradient, times 1 / count where counts are given.
 EXPORT int64_t s3d_segment_spread(const float* grad, const int64_t* index, const int64_t* counts,
-                                  int64_t n, int64_t channels, float* out, int64_t threads) {
+                                  int64_t n, int64_t channels, float* out, int64_t threads) try {
 #pragma omp parallel for num_threads(useful_threads(threads, n * channels, 1 << 15)) schedule(static)
   for (int64_t i = 0; i < n; ++i) {
     float* row = out + i * channels;
@@ -225,11 +233,11 @@ EXPORT int64_t s3d_segment_spread(const float* grad, const int64_t* index, const
       for (int64_t c = 0; c < channels; ++c) row[c] = from[c] / divisor;
   }
   return 0;
-}
+} OR_SHORTAGE
 
 // Gradient of a maximum: `out` [n, channels], zeroed by the caller, gets each at its winning row.
 EXPORT int64_t s3d_segment_max_spread(const float* grad, const int64_t* argmax, int64_t segments,
-                                      int64_t channels, float* out, int64_t threads) {
+                                      int64_t channels, float* out, int64_t threads) try {
 #pragma omp parallel for num_threads(useful_threads(threads, segments * channels, 1 << 15)) \
     schedule(static)
   for (int64_t s = 0; s < segments; ++s)
@@ -238,20 +246,20 @@ EXPORT int64_t s3d_segment_max_spread(const float* grad, const int64_t* argmax, 
       if (row >= 0) out[row * channels + c] = grad[s * channels + c];  // rows of segments are disjoint
     }
   return 0;
-}
+} OR_SHORTAGE
 
 // Rank [n] of each row among the rows of its segment, in row order; -1 where the index is -1.
-EXPORT int64_t s3d_segment_ranks(const int64_t* index, int64_t n, int64_t segments, int64_t* ranks) {
+EXPORT int64_t s3d_segment_ranks(const int64_t* index, int64_t n, int64_t segments, int64_t* ranks) try {
   std::vector<int64_t> next(segments, 0);
   for (int64_t i = 0; i < n; ++i) ranks[i] = index[i] < 0 ? -1 : next[index[i]]++;
   return 0;
-}
+} OR_SHORTAGE
 
 // Rows with a segment, ordered by segment and then by their values, first column slowest.
 // Returns how many.
 EXPORT int64_t s3d_canonical_order(const float* values, const int64_t* index, int64_t n,
                                    int64_t channels, int64_t segments, int64_t* order,
-                                   int64_t threads) {
+                                   int64_t threads) try {
   Segments group(index, n, segments);
   if (!group.valid) return -1;
 #pragma omp parallel for num_threads(useful_threads(threads, n, 1 << 13)) schedule(dynamic, 64)
@@ -269,4 +277,4 @@ EXPORT int64_t s3d_canonical_order(const float* values, const int64_t* index, in
   }
   std::copy(group.rows.begin(), group.rows.end(), order);
   return (int64_t)group.rows.size();
-}
+} OR_SHORTAGE

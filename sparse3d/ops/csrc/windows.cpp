@@ -10,7 +10,7 @@
 EXPORT int64_t s3d_window_partition(const int32_t* coords, int64_t n, const int64_t* windows,
                                     const int64_t* size, const int64_t* shift, int64_t set_size,
                                     int64_t* window_index, int32_t* inside, int64_t* order,
-                                    int64_t* offsets, int64_t threads) {
+                                    int64_t* offsets, int64_t threads) try {
   int64_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     int64_t window = coords[4 * i];
@@ -51,4 +51,4 @@ EXPORT int64_t s3d_window_partition(const int32_t* coords, int64_t n, const int6
   }
   offsets[sets] = n;
   return sets;
-}
+} OR_SHORTAGE
