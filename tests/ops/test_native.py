@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparse3d.ops import native
-from sparse3d.ops.native_build import SOURCES
+from sparse3d.ops.native_build import SOURCES, extra_flags
 from sparse3d.ops.native_prototypes import DTYPES, prototypes
 
 needs_library = pytest.mark.skipif(not native.available(), reason="there is no native library")
@@ -71,3 +71,36 @@ def test_a_whole_number_is_a_double_where_one_is_needed():
     given = (values, 1, 1, torch.ones(1), torch.full((1,), 7.0))
     native.call("s3d_batch_norm", *given, 1, 0, out, mean, variance, 1)
     assert out.item() == 7
+
+
+def test_no_exported_function_lets_an_exception_out():
+    for path in SOURCES.glob("*.cpp"):
+        text = path.read_text().replace("\\\n", "\n")
+        bodies = re.findall(
+            r"EXPORT int64_t (\w+)[^{;]*?(try)? *{.*?(OR_SHORTAGE|\n} *\n)", text, re.S
+        )
+        assert all(begin and end == "OR_SHORTAGE" for _, begin, end in bodies), bodies
+        assert len(bodies) == text.count("EXPORT int64_t"), path
+
+
+MUCH = 2**50
+SHORT = {
+    "s3d_segment_ranks": {"segments": MUCH},
+    "s3d_segment_sum": {"channels": MUCH, "threads": 2},  # in a parallel region, as those below
+    "s3d_segment_max": {"channels": MUCH, "threads": 2},
+    "s3d_splat_composite": {"channels": MUCH, "tile": 16, "threads": 2},
+    "s3d_splat_composite_gradient": {"channels": MUCH, "tile": 16, "threads": 2},
+    "s3d_conv_pairs_list": {"block": MUCH, "threads": 2},
+    "s3d_smooth_planes": {"planes": MUCH, "threads": 2},
+    "s3d_batch_norm": {"channels": 2**62},  # more than a vector can ever hold
+}
+
+
+@needs_library
+@pytest.mark.skipif(bool(extra_flags()), reason="sanitizers stop where memory is short")
+@pytest.mark.parametrize("name", SHORT)
+def test_a_kernel_that_gets_no_memory_says_so(name):
+    size, value = next(iter(SHORT[name].items()))
+    with pytest.raises(MemoryError, match=rf"{name} did not .* {size} = {value}.*less at a time"):
+        native.call(name, *arguments(name, **SHORT[name]))
+    assert native.call("s3d_segment_ranks", *arguments("s3d_segment_ranks")) == 0
