@@ -40,6 +40,8 @@ FLOATS += ("covars", "shN")
 SPARSE = ("means", "quats", "scales", "covars")
 """What may have sparse gradients. These pass no conversion: the rows that are seen are converted
 by the projection."""
+MOST_PIXELS = 2**31
+"""Of all pictures of a call: many times what a machine's memory holds with their colours."""
 CUDA_ONLY = ("distributed", "with_ut", "with_eval3d", "radial_coeffs", "tangential_coeffs")
 CUDA_ONLY += ("thin_prism_coeffs", "ftheta_coeffs", "rolling_shutter", "viewmats_rs")
 
@@ -115,7 +117,8 @@ def rasterization(
         ValueError: unknown modes, shapes that do not fit, numbers that are not finite, integers
             where floats belong (colours of 0..255 among them). Degenerate covariances and Gaussians
             behind every camera are legal: they are not seen.
-        MemoryError: the tile lists would be too long.
+        MemoryError: the pictures have more than ``MOST_PIXELS``, or the tile lists would be too
+            long, or a kernel did not get its memory.
     """
     call = SimpleNamespace(**{k: v for k, v in locals().items() if k != "others"}, **others)
     _convert(call)
@@ -144,6 +147,13 @@ def _check(call: SimpleNamespace, others: dict) -> None:
         value = getattr(call, name)
         if isinstance(value, float) or value < 1:
             raise ValueError(f"{name} is {value}; a whole number of 1 or more is needed")
+    pixels = call.width * call.height * math.prod(call.viewmats.shape[:-2])
+    if pixels > MOST_PIXELS:
+        raise MemoryError(
+            f"width {call.width} and height {call.height} with viewmats of shape "
+            f"{tuple(call.viewmats.shape)} are {pixels} pixels; at most {MOST_PIXELS} are allowed: "
+            "use smaller pictures or fewer cameras at a time"
+        )
     if call.means.dim() < 2 or call.viewmats.dim() < 3:
         raise ValueError(
             f"means have shape {tuple(call.means.shape)} and viewmats "

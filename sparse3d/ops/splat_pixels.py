@@ -15,6 +15,8 @@ from .splat_projection import cpu_level
 
 # Entries of all tile lists together; more is taken for a mistake (2^28 entries hold 3 GB).
 MOST_ENTRIES = 2**28
+MOST_TILES = 2**31
+"""Of all pictures, as keys number them: int32."""
 
 
 def isect_tiles(
@@ -48,7 +50,8 @@ def isect_tiles(
         flatten_ids [L] int32: the row, in all images together, that each entry belongs to.
 
     Raises:
-        MemoryError: the lists would hold more than ``MOST_ENTRIES``.
+        MemoryError: the lists would hold more than ``MOST_ENTRIES``, or there are about as many
+            tiles as ``MOST_TILES`` or more.
         ValueError: shapes or types that do not fit each other, or an image that does not exist.
     """
     dtype, shape = working_dtype("means2d", means2d), depths.shape
@@ -73,6 +76,11 @@ def isect_tiles(
             f"{tuple(shape)} are needed"
         )
     images = n_images if packed else math.prod(shape[:-1])
+    if images << (tile_width * tile_height).bit_length() > MOST_TILES:
+        raise MemoryError(
+            f"{images} pictures of {tile_width} x {tile_height} tiles are too many to be numbered: "
+            "use larger tiles, smaller pictures or fewer cameras at a time"
+        )
     if not packed:
         image_ids = torch.arange(images, device=depths.device).repeat_interleave(shape[-1])
     exact = conics is not None and opacities is not None

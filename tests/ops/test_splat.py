@@ -327,6 +327,7 @@ def test_no_gaussians_are_a_picture(packed, implementation):
         ({"rasterize_mode": "soft"}, ValueError, "'soft'"),
         ({"camera_model": "lens"}, ValueError, "'lens'"),
         ({"width": 0}, ValueError, "width is 0"),
+        ({"width": 10**6, "height": 10**6}, MemoryError, "2000000000000 pixels; .* use smaller"),
         ({"sparse_grad": True, "packed": False}, ValueError, "packed"),
         ({"with_ut": True}, ValueError, "with_ut is available for CUDA"),
         ({"shininess": 1}, TypeError, "shininess"),

@@ -202,6 +202,13 @@ def test_lists_that_would_fill_memory_are_refused(implementation, monkeypatch):
         _blend(flat)
 
 
+@each
+def test_tiles_that_no_key_can_number_are_refused(implementation):
+    rows = [_flat(5, 2)[name] for name in ("means2d", "radii", "depths")]
+    with backend.forced(implementation), pytest.raises(MemoryError, match="2 pictures of 40000 x"):
+        isect_tiles(*rows, 16, 40000, 40000)
+
+
 def test_lists_that_name_no_row_are_refused():
     flat, offsets = _flat(5, 1), torch.zeros(1, 3, 3, dtype=torch.int32)
     tensors = [flat[name] for name in NAMES[:4]]
