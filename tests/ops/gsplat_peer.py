@@ -1,6 +1,7 @@
 """gsplat's own torch program on CPU: what it takes from CUDA is replaced for the time of a test."""
 
 import contextlib
+import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -11,8 +12,11 @@ from torch import Tensor
 
 
 @contextlib.contextmanager
-def on_cpu() -> Iterator[Callable]:
-    """gsplat's ``_rasterization``, which runs, with autograd, within the block."""
+def on_cpu(camera_model: str = "pinhole") -> Iterator[Callable]:
+    """gsplat's ``_rasterization``, which runs, with autograd, within the block.
+
+    Its projection knows more camera models than it asks for.
+    """
     from gsplat import rendering
     from gsplat.cuda import _torch_impl, _wrapper
 
@@ -26,7 +30,10 @@ def on_cpu() -> Iterator[Callable]:
     def harmonics(degree, dirs, coeffs, masks=None):
         return _torch_impl._spherical_harmonics(degree, dirs, coeffs)
 
+    project = functools.partial(_torch_impl._fully_fused_projection, camera_model=camera_model)
+
     with (
+        mock.patch.object(_torch_impl, "_fully_fused_projection", project),
         mock.patch.dict(sys.modules, {"nerfacc": nerfacc}),
         mock.patch.object(_wrapper, "rasterize_to_indices_in_range", _accepted),
         mock.patch.object(rendering, "isect_tiles", tiles),
@@ -56,8 +63,11 @@ def _sums(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_rays: i
 @torch.no_grad()
 def _accepted(start, end, light, means2d, conics, opacities, width, height, size, offsets, ids):
     """(Gaussian, pixel, image) of every pair that counts in batches [start, end) of each tile."""
-    images, down, across = offsets.shape
+    down, across = offsets.shape[-2:]
     bounds = [*offsets.flatten().tolist(), len(ids)]
+    images = offsets.numel() // (down * across)
+    light, means2d = light.reshape(images, -1), means2d.reshape(images, -1, 2)
+    conics, opacities = conics.reshape(images, -1, 3), opacities.reshape(images, -1)
     count, found = means2d.shape[-2], []
     for i in range(images):
         pixels = torch.arange(width * height)
@@ -76,7 +86,7 @@ def _accepted(start, end, light, means2d, conics, opacities, width, height, size
             sigma = 0.5 * (a * d[..., 0] ** 2 + c * d[..., 1] ** 2) + b * d[..., 0] * d[..., 1]
             alpha = (opacities[i, rows] * (-sigma).exp()).clamp(max=0.999)
             alpha = torch.where((sigma >= 0) & (alpha >= 1 / 255), alpha, 0)
-            left = light[i].flatten()[inside, None] * (1 - alpha).cumprod(1)
+            left = light[i, inside, None] * (1 - alpha).cumprod(1)
             at, entry = ((alpha > 0) & (left > 1e-4)).nonzero(as_tuple=True)
             found.append(torch.stack([rows[entry], inside[at], torch.full_like(at, i)], 1))
     pairs = torch.cat(found) if found else torch.zeros(0, 3, dtype=torch.long)
