@@ -137,8 +137,10 @@ def make_poses(args: argparse.Namespace) -> int:
 
     found = find_poses(args.folder, args.camera_model, args.sequential)
     print(
-        f"{found['registered']} of {found['photographs']} photographs have cameras; "
-        f"{found['points']} points, mean error {found['pixels']:.2f} px: {args.folder}/sparse/0"
+        f"{found.registered} of {found.photographs} photographs have cameras; "
+        f"{found.points} points, mean error {found.pixels:.2f} px: {args.folder}/sparse/0",
+        *found.advice(),
+        sep="\n",
     )
     return 0
 

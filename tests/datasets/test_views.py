@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sparse3d.datasets.colmap import ColmapViews, read_cameras, read_images
-from sparse3d.datasets.photographs import find_poses
 from sparse3d.datasets.spare import SpareViews, decompose
 from sparse3d.datasets.transforms_json import TransformsViews
 from sparse3d.datasets.views import VIEW
@@ -19,7 +18,6 @@ from tests.photographs import (
     poses,
     some_points,
     write_colmap,
-    write_pictures,
     write_transforms,
 )
 
@@ -349,17 +347,6 @@ def test_spares_protocol_names_the_views(tmp_path):
         SpareViews(tmp_path, "Track1.json", "scan2")
     with pytest.raises(ValueError, match="no projection matrix"):
         decompose(np.zeros((3, 4)))
-
-
-def test_photographs_without_features_have_no_cameras(tmp_path):
-    pytest.importorskip("pycolmap")
-    for i in range(2):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((60, 80, 3), 90 * i, np.uint8))
-    with pytest.raises(ValueError, match="no cameras can be found for the 2 photographs"):
-        find_poses(tmp_path)
-    write_pictures(tmp_path / "one" / "images", 1)
-    with pytest.raises(ValueError, match="holds 1 photograph"):
-        find_poses(tmp_path / "one")
 
 
 @pytest.mark.real_data
