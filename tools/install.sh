@@ -80,7 +80,7 @@ install_all() {
   stamp=$VENV/.sparse3d-$(cat setup.py pyproject.toml | sha256sum | cut -c1-16)
   if [ ! -e "$stamp" ]; then
     say "sparse3d and what it needs"
-    local extras=view,test,peers,text,pose,web
+    local extras=view,test,peers,text,pose,web,photos
     if has_gpu; then extras=$extras,cuda; fi
     "$VENV/bin/pip" install -q -e ".[$extras]"
     touch "$stamp"
