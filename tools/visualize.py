@@ -28,6 +28,12 @@ from sparse3d.visualization.scene import Scene
 
 SPLITS = ("val", "test", "train")
 PICTURE = "scene.png"
+ENDINGS = {
+    "--out": (".png", ".jpg", ".jpeg"),
+    "--video": (".mp4", ".avi"),
+    "--export": (".ply", ".splat"),
+    "--web": (".html",),
+}
 FEW = 4
 """Views through which no flight leads."""
 
@@ -66,14 +72,19 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Sees before the work what would fail after it.
 
     Raises:
-        ValueError: a score beyond 0..1, or a folder as a file to write.
+        ValueError: a score beyond 0..1, a flight of fewer than two frames, or a file to write that
+            is a folder or has an ending of no known kind.
         RuntimeError: a window, and no screen.
     """
     check_score("--score", args.score)
+    if args.frames < 2:
+        raise ValueError(f"--frames is {args.frames}; a flight has two at least")
     page = None if args.web is None or args.web.isdigit() else args.web
     named = {"--out": args.out, "--video": args.video, "--export": args.export, "--web": page}
     for option, path in named.items():
         check_output(option, path)
+        if path is not None and Path(path).suffix.lower() not in ENDINGS[option]:
+            raise ValueError(f"{option} {path}: end the name in {' or '.join(ENDINGS[option])}")
     if args.window:
         open3d_view.check_screen()
 

@@ -371,6 +371,23 @@ def test_what_cannot_be_written_is_said_before_the_work(folder, weights, monkeyp
         tool("export", config, weights, "--out", folder)
 
 
+ENDINGS = {
+    ("--out", "a.obj"): "--out a.obj: end the name in .png or .jpg or .jpeg",
+    ("--video", "a.txt"): "--video a.txt: end the name in .mp4 or .avi",
+    ("--export", "a.obj"): "--export a.obj: end the name in .ply or .splat",
+    ("--web", "a.png"): "--web a.png: end the name in .html",
+    ("--frames", "0"): "--frames is 0; a flight has two at least",
+}
+
+
+@pytest.mark.parametrize("option", ENDINGS, ids=" ".join)
+def test_wrong_endings_are_said_before_the_work(folder, weights, monkeypatch, option):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(VoxelDetector, "predict", None)  # would be called in the work
+    with pytest.raises(SystemExit, match=f"^error: {ENDINGS[option]}$"):
+        tool("visualize", folder / "config.py", weights, *option)
+
+
 def test_options_without_effect_are_refused(folder, weights):
     options = ("--video", folder / "a.mp4", "--export", folder / "a.ply")
     with pytest.raises(SystemExit, match=r"^error: --video and --export would have no effect: .*G"):
