@@ -18,11 +18,14 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import sparse3d  # noqa: F401  before torch: says how its threads wait
+
+# isort: split
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.engine.checkpoints import load_weights
 from sparse3d.engine.command_line import add_config_options, check_output, plain_errors

@@ -6,10 +6,13 @@ import time
 import warnings
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import sparse3d  # noqa: F401  before torch: says how its threads wait
+
+# isort: split
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.datasets.grounding import Room, thinned, to_sample, words
 from sparse3d.datasets.scan_files import read_scan

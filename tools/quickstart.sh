@@ -18,8 +18,6 @@ source tools/install.sh
 RUN=$VENV/bin/python
 START=$SECONDS
 mkdir -p "$WORK_DIR"
-# Threads sleep at barriers instead of spinning: on a machine with other work several times faster.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 # The allocator keeps what it has: large feature maps come and go at every step.
 export MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_MMAP_THRESHOLD_=10000000000
 

@@ -15,10 +15,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import sparse3d  # noqa: F401  before torch: says how its threads wait
+
+# isort: split
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.datasets.colmap import ColmapViews
 from sparse3d.datasets.relocalization import CambridgeViews, SevenScenesViews

@@ -5,9 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from mmengine.dist import is_main_process
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import sparse3d  # noqa: F401  before torch: says how its threads wait
+
+# isort: split
+from mmengine.dist import is_main_process
 
 from sparse3d.engine import distributed
 from sparse3d.engine.command_line import (

@@ -6,11 +6,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import sparse3d  # noqa: F401  before torch: says how its threads wait
+
+# isort: split
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sparse3d.datasets.views import ViewDataset
 from sparse3d.engine.checkpoints import load_weights
