@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -99,7 +100,11 @@ class InOrder {
 
   // Where to write the sums of a tile's entries.
   float* room(int64_t tile) {
-    while (tile - added_ >= slots()) add();
+    while (tile - added_ >= slots()) {
+      add();
+      // The thread whose tile is next may wait for this one's core.
+      if (tile - added_ >= slots()) std::this_thread::yield();
+    }
     return at(tile);
   }
   void ready(int64_t tile) {
