@@ -63,6 +63,23 @@ def test_pictures_of_all_sizes_get_cameras(images, tmp_path):
     assert focal[478, 318] == pytest.approx(expected * 478 / 638, rel=0.02)
 
 
+@pycolmap
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("images", real_data("splat/*/images"), ids=lambda p: p.parts[-2])
+def test_the_focal_length_does_not_drift(images, tmp_path):
+    files = sorted(path for path in images.iterdir() if path.suffix.lower() == ".jpg")[:20]
+    (tmp_path / "images").mkdir()
+    for path in files:
+        (tmp_path / "images" / path.name).symlink_to(path.resolve())
+    code, text = poses(tmp_path)
+    assert code == 0 and f"{len(files)} of {len(files)} photographs have cameras" in text
+    (found,) = read_cameras(tmp_path / "sparse/0/cameras.bin").values()
+    truth = read_cameras(images.parent / "sparse" / "0" / "cameras.bin")
+    expected = next(iter(truth.values()))["parameters"][0]
+    assert found["parameters"][0] == pytest.approx(expected, rel=0.04)
+
+
 def flat(folder):
     """Pictures without features, one of them broken."""
     for i in range(2):
