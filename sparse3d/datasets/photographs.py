@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .views import read_picture  # OpenCV before pycolmap: the other way round PNGs end in an abort
+# OpenCV before pycolmap: the other way round PNGs end in an abort.
+from .views import first_few, read_picture
 
 SEED = 0
 """Of pycolmap's random samples."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-NAMED = 5
 SAME_PLACE = 100
 """COLMAP starts from a pair with this many matches at least: with more of them, and no start, the
 pictures show the same but have no parallax."""
@@ -48,8 +48,8 @@ class FoundPoses:
         lines = []
         if self.without:
             lines.append(
-                f"no camera was found for {named(self.without)}: take sharper pictures there that "
-                "overlap the others by half, or go on without"
+                f"no camera was found for {first_few(self.without)}: take sharper pictures there "
+                "that overlap the others by half, or go on without"
             )
         if self.unreadable:
             lines.append(_cannot_be_read(self.unreadable))
@@ -180,13 +180,6 @@ def group_by_camera(images: Path, names: Iterable[str], options) -> list[list[st
     return list(groups.values())
 
 
-def named(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
 def gather(folder: Path) -> Path:
     """``folder``/images, into which pictures lying in ``folder`` are moved.
 
@@ -222,6 +215,6 @@ def _why_none(matches: int) -> str:
 def _cannot_be_read(names: tuple[str, ...]) -> str:
     """Names pictures that are of no use, and what to do."""
     return (
-        f"{named(names)} cannot be read (damaged, cut off, or of a kind that COLMAP cannot read): "
-        "copy again or save as JPEG or PNG"
+        f"{first_few(names)} cannot be read (damaged, cut off, or of a kind that COLMAP cannot "
+        "read): copy again or save as JPEG or PNG"
     )

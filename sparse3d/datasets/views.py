@@ -187,7 +187,7 @@ def listed_once(views: list[View]) -> list[View]:
             again.append(view.name)
     if again:
         text = f"{len(again)} of {len(views)} views show a photograph that is listed before"
-        warnings.warn(f"{text} ({_some(again)}); only the first of each is taken", stacklevel=3)
+        warnings.warn(f"{text} ({first_few(again)}); only the first of each is taken", stacklevel=3)
     return list(first.values())
 
 
@@ -202,7 +202,7 @@ def usable(views: list[View]) -> list[View]:
     faults = {name: fault for name, fault in named.items() if fault}
     if not faults:
         return views
-    shown = _some([f"{name}: {fault}" for name, fault in faults.items()])
+    shown = first_few([f"{name}: {fault}" for name, fault in faults.items()], "; ")
     text = f"{len(faults)} of {len(views)} photographs cannot be used ({shown})"
     if len(faults) == len(views):
         if all(map(_camera_fault, views)):
@@ -212,10 +212,10 @@ def usable(views: list[View]) -> list[View]:
     return [view for view in views if view.name not in faults]
 
 
-def _some(names: list[str]) -> str:
+def first_few(names: Sequence[str], between: str = ", ") -> str:
     """The first few of ``names``, and how many more there are."""
-    more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return "; ".join(names[:NAMED]) + more
+    more = f"{between}and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return between.join(names[:NAMED]) + more
 
 
 def _camera_fault(view: View) -> str | None:
